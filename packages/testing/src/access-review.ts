@@ -1,0 +1,99 @@
+// The only place that answers questions about permissions: SubjectAccessReview and SelfSubjectAccessReview.
+import { bodyType } from './decoding.ts';
+import type { BodyType, Shape } from './decoding.ts';
+import type { Objects } from './objects.ts';
+import { authorize } from './rbac.ts';
+import type { Attributes, Permission, UserInfo } from './rbac.ts';
+import { invalid } from './status.ts';
+import type { FieldError } from './status.ts';
+
+const attributes: Readonly<Record<string, Shape>> = {
+  resourceAttributes: {
+    struct: 'ResourceAttributes',
+    pointer: true,
+    fields: {
+      namespace: 'string',
+      verb: 'string',
+      group: 'string',
+      version: 'string',
+      resource: 'string',
+      subresource: 'string',
+      name: 'string',
+      fieldSelector: 'any',
+      labelSelector: 'any',
+    },
+  },
+  nonResourceAttributes: { struct: 'NonResourceAttributes', pointer: true, fields: { path: 'string', verb: 'string' } },
+};
+
+const status: Shape = {
+  struct: 'SubjectAccessReviewStatus',
+  fields: { allowed: 'boolean', denied: 'boolean', reason: 'string', evaluationError: 'string' },
+};
+
+const apiVersion = 'authorization.k8s.io/v1';
+
+/** The body of a SubjectAccessReview. */
+export const subjectAccessReviewType: BodyType = bodyType('SubjectAccessReview', apiVersion, {
+  spec: {
+    struct: 'SubjectAccessReviewSpec',
+    fields: { ...attributes, user: 'string', groups: { list: 'string' }, extra: { map: { list: 'string' } }, uid: 'string' },
+  },
+  status,
+});
+
+/** The body of a SelfSubjectAccessReview. */
+export const selfSubjectAccessReviewType: BodyType = bodyType('SelfSubjectAccessReview', apiVersion, {
+  spec: { struct: 'SelfSubjectAccessReviewSpec', fields: attributes },
+  status,
+});
+
+/** What is asked, as it was sent. */
+export interface AccessReviewSpec {
+  readonly resourceAttributes?: Readonly<Record<string, string>>;
+  readonly nonResourceAttributes?: { readonly path?: string; readonly verb?: string };
+  readonly user?: string;
+  readonly groups?: readonly string[];
+  readonly uid?: string;
+}
+
+/** Answers for the subject that the spec names. Throws a 422 {@link StatusError}. */
+export function reviewAccess(objects: Objects, spec: AccessReviewSpec): Permission {
+  const { user = '', groups = [] } = spec;
+  const errors = checkAttributes(spec);
+  if (user === '' && groups.length === 0) {
+    errors.push({ field: 'spec.user', message: 'Invalid value: "": at least one of user or group must be specified' });
+  }
+  return answer(objects, { username: user, groups }, spec, errors);
+}
+
+/** Answers for the caller itself. Throws a 422 {@link StatusError}. */
+export function reviewOwnAccess(objects: Objects, user: UserInfo, spec: AccessReviewSpec): Permission {
+  return answer(objects, user, spec, checkAttributes(spec));
+}
+
+function answer(objects: Objects, user: UserInfo, spec: AccessReviewSpec, errors: readonly FieldError[]): Permission {
+  // The real server forgets the kind in this message.
+  if (errors.length > 0) throw invalid('', 'authorization.k8s.io', '', errors);
+  return authorize(objects, user, readAttributes(spec));
+}
+
+function checkAttributes({ resourceAttributes, nonResourceAttributes }: AccessReviewSpec): FieldError[] {
+  if (resourceAttributes !== undefined && nonResourceAttributes !== undefined) {
+    const { path = '', verb = '' } = nonResourceAttributes;
+    const value = JSON.stringify({ Path: path, Verb: verb });
+    const message = `Invalid value: ${value}: cannot be specified in combination with resourceAttributes`;
+    return [{ field: 'spec.nonResourceAttributes', message }];
+  }
+  if (resourceAttributes !== undefined || nonResourceAttributes !== undefined) return [];
+  const message = 'Invalid value: null: exactly one of nonResourceAttributes or resourceAttributes must be specified';
+  return [{ field: 'spec.resourceAttributes', message }];
+}
+
+function readAttributes({ resourceAttributes = {}, nonResourceAttributes }: AccessReviewSpec): Attributes {
+  if (nonResourceAttributes !== undefined) {
+    return { verb: nonResourceAttributes.verb ?? '', path: nonResourceAttributes.path ?? '' };
+  }
+  const { verb = '', group = '', resource = '', subresource = '', name = '', namespace = '' } = resourceAttributes;
+  return { verb, group, resource, subresource, name, namespace };
+}

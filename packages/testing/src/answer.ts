@@ -1,0 +1,96 @@
+// The only place that knows what an answer looks like on the wire: media types, pretty printing, compression and headers.
+import { randomUUID } from 'node:crypto';
+import type { IncomingMessage, ServerResponse } from 'node:http';
+import { gzipSync } from 'node:zlib';
+import { stringify as stringifyYaml } from 'yaml';
+import { formatStatus, notAcceptable } from './status.ts';
+import type { StatusError } from './status.ts';
+
+/** An answer before it is encoded: an object, or text as it is. */
+export interface Answer {
+  readonly status: number;
+  readonly headers?: Readonly<Record<string, string>>;
+  readonly body: object | string;
+}
+
+/** What a request says of the answer that it wants. */
+export interface Wanted {
+  readonly mediaType: 'application/json' | 'application/yaml';
+  readonly pretty: boolean;
+  readonly gzip: boolean;
+}
+
+const flowSchema = randomUUID();
+const priorityLevel = randomUUID();
+const compressedFrom = 128 * 1024;
+const chunkedFrom = 2048;
+
+/** The headers of an answer that priority and fairness has let through; a 401 comes before that. */
+export const flowHeaders: Readonly<Record<string, string>> = {
+  'X-Kubernetes-Pf-Flowschema-Uid': flowSchema,
+  'X-Kubernetes-Pf-Prioritylevel-Uid': priorityLevel,
+};
+
+/** The media types in which objects are answered, as a refusal lists them. */
+const objectTypes: readonly string[] = ['application/json', 'application/yaml', 'application/vnd.kubernetes.protobuf'];
+
+/** Says whether one of these media types would be taken. */
+export function accepts(request: IncomingMessage, available: readonly string[]): boolean {
+  const accept = request.headers.accept;
+  if (accept === undefined || accept.trim() === '') return true;
+  const asked = accept.split(',').map((one) => (one.split(';')[0] ?? '').trim());
+  return asked.some((one) => one === '*/*' || available.some((type) => type === one || `${type.split('/')[0]}/*` === one));
+}
+
+/** Reads what answer is wanted. A type that nobody has is JSON here: the refusal itself has to be readable. */
+export function readWanted(request: IncomingMessage, query: URLSearchParams): Wanted {
+  const agent = request.headers['user-agent'] ?? '';
+  const pretty = query.get('pretty');
+  return {
+    mediaType: !accepts(request, ['application/json']) && accepts(request, ['application/yaml']) ? 'application/yaml' : 'application/json',
+    pretty: pretty === null ? /^(curl|Wget|Mozilla)\//.test(agent) : pretty !== 'false' && pretty !== '0',
+    gzip: /\bgzip\b/.test(request.headers['accept-encoding'] ?? ''),
+  };
+}
+
+/** Throws a 406 {@link StatusError} where no object could be answered in a form that the request takes. */
+export function checkAcceptable(request: IncomingMessage): void {
+  if (!accepts(request, ['application/json', 'application/yaml'])) throw notAcceptable(objectTypes);
+}
+
+/** The answer to a refusal. */
+export function refusal(error: StatusError): Answer {
+  const isForbiddenByAuthorizer = error.code === 403;
+  return {
+    status: error.code,
+    ...(isForbiddenByAuthorizer ? { headers: { 'X-Content-Type-Options': 'nosniff' } } : {}),
+    body: formatStatus(error),
+  };
+}
+
+/** Sends an answer. */
+export function send(response: ServerResponse, { status, headers = {}, body }: Answer, wanted: Wanted): void {
+  const isText = typeof body === 'string';
+  const text = isText ? body : encode(body, wanted);
+  const isCompressed = wanted.gzip && text.length > compressedFrom;
+  const content = isCompressed ? gzipSync(text) : Buffer.from(text);
+  // A real API server says neither Connection nor Keep-Alive.
+  response.removeHeader('Connection');
+  response.writeHead(status, {
+    'Audit-Id': randomUUID(),
+    'Cache-Control': 'no-cache, private',
+    'Content-Type': isText ? 'text/plain; charset=utf-8' : wanted.mediaType,
+    ...(isText ? { 'X-Content-Type-Options': 'nosniff' } : {}),
+    ...(status === 401 ? {} : flowHeaders),
+    ...(isCompressed ? { 'Content-Encoding': 'gzip', Vary: 'Accept-Encoding' } : {}),
+    ...headers,
+    ...(content.length < chunkedFrom ? { 'Content-Length': content.length } : { 'Transfer-Encoding': 'chunked' }),
+  });
+  response.end(content);
+}
+
+function encode(body: object, { mediaType, pretty }: Wanted): string {
+  if (mediaType === 'application/json') return pretty ? `${JSON.stringify(body, undefined, 2)}\n` : JSON.stringify(body);
+  // YAML 1.1, as Go's encoder writes it: there a time without quotes would be no string.
+  return stringifyYaml(body, { version: '1.1', sortMapEntries: true, indentSeq: false, lineWidth: 0 });
+}

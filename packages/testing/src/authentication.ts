@@ -1,0 +1,190 @@
+// The only place that decides whom a bearer token stands for: what a real API server takes for the same token, what it checks and in
+// which order, and for how long it remembers a success.
+import { createHash } from 'node:crypto';
+import type { Cluster } from './cluster.ts';
+import type { ClusterObject } from './objects.ts';
+import type { UserInfo } from './rbac.ts';
+import { isSignedBy, parseSegment, parseToken } from './signing.ts';
+
+/** Whom a token stands for, or the words with which it is refused. */
+export type Authentication =
+  | { readonly user: UserInfo; readonly audiences: readonly string[]; readonly warning?: string }
+  | { readonly error: string };
+
+/** Finds out whom a bearer token stands for. */
+export interface Authenticator {
+  /** Takes the credentials as they stand behind `Bearer `; without audiences, the API server's count. */
+  authenticate(credentials: string, audiences?: readonly string[]): Authentication;
+}
+
+const rememberedMs = 10_000;
+const leewaySeconds = 60;
+const anonymous: UserInfo = { username: 'system:anonymous', groups: ['system:unauthenticated'] };
+
+// Go's strings.TrimSpace: String.prototype.trim() knows another set.
+const surroundingSpace =
+  /^[\t\n\v\f\r \u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+|[\t\n\v\f\r \u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+$/g;
+
+/** Makes the authenticator of one cluster. */
+export function createAuthenticator(cluster: Cluster): Authenticator {
+  const remembered = new Map<string, { readonly result: Authentication; readonly until: number }>();
+
+  return {
+    authenticate(credentials, audiences) {
+      const [scheme, token, ...junk] = `Bearer ${credentials}`.replaceAll(surroundingSpace, '').split(' ');
+      if (scheme !== 'Bearer' || token === undefined || token === '') {
+        // kubernetes/kubernetes#106142: white space is no token, and no token is the anonymous user, for any audience.
+        const extraSpace = 'the provided Authorization header contains extra space before the bearer token, and is ignored';
+        return { user: anonymous, audiences: audiences ?? cluster.apiAudiences, ...(junk.length > 0 ? { warning: extraSpace } : {}) };
+      }
+      const key = createHash('sha256')
+        .update(JSON.stringify([token, audiences ?? null]))
+        .digest('base64');
+      const hit = remembered.get(key);
+      if (hit !== undefined && hit.until > cluster.now()) return hit.result;
+      remembered.delete(key);
+      const result = authenticateToken(cluster, token, audiences ?? cluster.apiAudiences);
+      if (!('error' in result)) {
+        if (remembered.size >= 4096) remembered.clear();
+        remembered.set(key, { result, until: cluster.now() + rememberedMs });
+      }
+      return result;
+    },
+  };
+}
+
+function authenticateToken(cluster: Cluster, token: string, requested: readonly string[]): Authentication {
+  const known = cluster.staticTokens.get(token);
+  if (known !== undefined) {
+    const audiences = intersect(requested, cluster.apiAudiences);
+    if (audiences.length === 0) return { error: 'invalid bearer token' };
+    return { user: { ...known, groups: [...known.groups, 'system:authenticated'] }, audiences };
+  }
+  const parsed = parseToken(token);
+  if (parsed === undefined || !hasIssuer(cluster, token)) return { error: 'invalid bearer token' };
+  const keys = cluster.keys.fitting(parsed);
+  if (keys.length === 0) return refuse('invalid signature, no keys found');
+  if (!keys.some((key) => isSignedBy(key, parsed))) return refuse('go-jose/go-jose: error in cryptographic primitive');
+
+  const own = readAudiences(parsed.claims['aud'], cluster.apiAudiences);
+  const audiences = intersect(requested, own);
+  if (audiences.length === 0) {
+    return refuse(`token audiences ${formatList(own)} is invalid for the target audiences ${formatList(requested)}`);
+  }
+  const refusal = checkTimes(parsed.claims, cluster.now()) ?? checkObjects(cluster, readBinding(parsed.claims));
+  return refusal === undefined ? { user: describeUser(parsed.claims), audiences } : refuse(refusal);
+}
+
+// The issuer is looked up before the token is parsed, by a stricter decoder: Go's base64 skips line ends, go-jose all white space.
+function hasIssuer({ issuer }: Cluster, token: string): boolean {
+  const [, payload = ''] = token.split('.');
+  return parseSegment(payload.replaceAll(/[\r\n]/g, ''))?.['iss'] === issuer;
+}
+
+function checkTimes(claims: Readonly<Record<string, unknown>>, now: number): string | undefined {
+  const seconds = now / 1000;
+  const { nbf, exp, iat } = claims;
+  if (typeof nbf === 'number' && seconds + leewaySeconds < nbf) return 'service account token is not valid yet';
+  if (typeof exp === 'number' && seconds - leewaySeconds > exp) return 'service account token has expired';
+  if (typeof iat === 'number' && seconds + leewaySeconds < iat) return 'service account token is issued in the future';
+  return undefined;
+}
+
+interface Reference {
+  readonly name: string;
+  readonly uid: string;
+}
+
+interface Binding {
+  readonly namespace: string;
+  readonly serviceAccount: Reference;
+  readonly pod: Reference | undefined;
+  readonly node: Reference | undefined;
+  readonly secret: Reference | undefined;
+}
+
+function checkObjects({ objects, now }: Cluster, binding: Binding): string | undefined {
+  const { namespace, serviceAccount, pod, node, secret } = binding;
+  if (serviceAccount.name === '') return 'resource name may not be empty';
+  const account = objects.find('ServiceAccount', serviceAccount.name, namespace);
+  if (account === undefined) return `serviceaccounts "${serviceAccount.name}" not found`;
+  if (account.metadata.uid !== serviceAccount.uid) {
+    return `service account UID (${account.metadata.uid}) does not match claim (${serviceAccount.uid})`;
+  }
+  const check = (object: ClusterObject | undefined, reference: Reference, label: string, claim: string): string | undefined => {
+    if (object === undefined || isGone(object, now())) return 'service account token has been invalidated';
+    if (object.metadata.uid === reference.uid) return undefined;
+    return `${label} UID (${object.metadata.uid}) does not match service account ${claim} ref claim (${reference.uid})`;
+  };
+  if (secret !== undefined) return check(objects.find('Secret', secret.name, namespace), secret, 'secret', 'secret');
+  if (pod !== undefined) return check(objects.find('Pod', pod.name, namespace), pod, 'pod', 'pod');
+  // A pod's token outlives its node: only one bound to the node itself does not.
+  return node === undefined ? undefined : check(objects.find('Node', node.name), node, 'node', 'node');
+}
+
+function isGone({ metadata }: ClusterObject, now: number): boolean {
+  const { deletionTimestamp } = metadata;
+  return deletionTimestamp !== undefined && Date.parse(deletionTimestamp) < now - leewaySeconds * 1000;
+}
+
+function describeUser(claims: Readonly<Record<string, unknown>>): UserInfo {
+  const { namespace, serviceAccount, pod, node } = readBinding(claims);
+  const prefix = 'authentication.kubernetes.io';
+  const id = claims['jti'];
+  const extra: Record<string, readonly string[]> = {
+    ...(typeof id === 'string' && id !== '' ? { [`${prefix}/credential-id`]: [`JTI=${id}`] } : {}),
+    ...(node === undefined ? {} : { [`${prefix}/node-name`]: [node.name] }),
+    ...(node === undefined || node.uid === '' ? {} : { [`${prefix}/node-uid`]: [node.uid] }),
+    ...(pod === undefined ? {} : { [`${prefix}/pod-name`]: [pod.name], [`${prefix}/pod-uid`]: [pod.uid] }),
+  };
+  return {
+    username: `system:serviceaccount:${namespace}:${serviceAccount.name}`,
+    uid: serviceAccount.uid,
+    groups: ['system:serviceaccounts', `system:serviceaccounts:${namespace}`, 'system:authenticated'],
+    ...(Object.keys(extra).length === 0 ? {} : { extra }),
+  };
+}
+
+function readBinding(claims: Readonly<Record<string, unknown>>): Binding {
+  const bound = readRecord(claims['kubernetes.io']);
+  return {
+    namespace: readText(bound['namespace']),
+    serviceAccount: readReference(bound['serviceaccount']) ?? { name: '', uid: '' },
+    pod: readReference(bound['pod']),
+    node: readReference(bound['node']),
+    secret: readReference(bound['secret']),
+  };
+}
+
+function readReference(value: unknown): Reference | undefined {
+  if (typeof value !== 'object' || value === null) return undefined;
+  const { name, uid } = readRecord(value);
+  return { name: readText(name), uid: readText(uid) };
+}
+
+function readAudiences(value: unknown, implicit: readonly string[]): readonly string[] {
+  const list = (Array.isArray(value) ? value : [value]).filter((one): one is string => typeof one === 'string');
+  return list.length === 0 ? implicit : list;
+}
+
+function readRecord(value: unknown): Readonly<Record<string, unknown>> {
+  return typeof value === 'object' && value !== null ? Object.fromEntries(Object.entries(value)) : {};
+}
+
+function readText(value: unknown): string {
+  return typeof value === 'string' ? value : '';
+}
+
+/** What both hold, in the order of the request, its duplicates kept. */
+function intersect(requested: readonly string[], own: readonly string[]): readonly string[] {
+  return requested.filter((audience) => own.includes(audience));
+}
+
+// Go's %q of a list of strings.
+function formatList(list: readonly string[]): string {
+  return `[${list.map((one) => JSON.stringify(one)).join(' ')}]`;
+}
+
+function refuse(reason: string): Authentication {
+  return { error: `[invalid bearer token, ${reason}]` };
+}

@@ -1,0 +1,272 @@
+// Puts the authority together: one cluster, its API behind a socket, its kubelet, and the handles by which a test moves them.
+import { randomBytes } from 'node:crypto';
+import { mkdtempSync, renameSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { createApi } from './api.ts';
+import type { Call } from './api.ts';
+import { issueCertificates } from './certificates.ts';
+import { createCluster, ensureNamespace, ensureServiceAccount } from './cluster.ts';
+import { checkFault, createFaults } from './faults.ts';
+import type { Fault, FaultOptions } from './faults.ts';
+import { createKubelet } from './kubelet.ts';
+import { createListener } from './listener.ts';
+import { readManifests } from './manifests.ts';
+import { formatTime } from './objects.ts';
+import { createPodObject, ensurePodObject, generateName, podSpec, startPod } from './pods.ts';
+import type { Pod } from './pods.ts';
+import { createSigningKeys, generateSigningKey } from './signing.ts';
+import { issueToken } from './token-request.ts';
+import { applyManifests } from './workloads.ts';
+
+/** Options of {@link createAuthority}. */
+export interface AuthorityOptions {
+  /** Manifests to apply at the start: paths of YAML files, which may hold `*`. Default: none. */
+  readonly manifests?: string | readonly string[];
+  /** The port on 127.0.0.1. Default 0: any that is free. */
+  readonly port?: number;
+}
+
+/** Options of {@link Authority.token}. */
+export interface TokenOptions {
+  /** Whom the token is for. */
+  readonly audience: string | readonly string[];
+  /** Seconds, at least 600, as on a real API server. Default 600. */
+  readonly expirationSeconds?: number;
+  /** The name of the pod that the token is bound to. Default: bound to none. */
+  readonly pod?: string;
+}
+
+/** Options of {@link Authority.pod}. */
+export interface PodOptions {
+  /** Projected tokens in `/var/run/secrets/tokens`: the file's name, and the audience. They live for an hour. Default: none. */
+  readonly tokens?: Readonly<Record<string, string>>;
+  /** Whether a ClusterRoleBinding to `system:auth-delegator` lets it review tokens. Default true. */
+  readonly reviews?: boolean;
+}
+
+/** Options of {@link Authority.delete}. */
+export interface DeleteOptions {
+  /** Seconds that a pod has left to end; it stays as a terminating object after them. Default 0: it is gone at once. Pods only. */
+  readonly gracePeriodSeconds?: number;
+}
+
+/** The identity plane of one cluster. ServiceAccounts are named `namespace/name`; what is named and missing is created. */
+export interface Authority extends AsyncDisposable {
+  /** Where it listens, `https://127.0.0.1:<port>`. */
+  readonly url: string;
+  /** The CA that signed its certificate, in PEM; `close()` removes it. */
+  readonly caFile: string;
+  /** A kubeconfig of a cluster administrator; `close()` removes it. */
+  readonly kubeconfig: string;
+  /** Every request that was answered, oldest first; never a token. */
+  readonly calls: readonly Call[];
+  /** The pods that were started, oldest first, until they are deleted. */
+  readonly pods: readonly Pod[];
+  /** Issues a token. Rejects with the words of a real API server where that would refuse. */
+  token(serviceAccount: string, options: TokenOptions): Promise<string>;
+  /** Starts a pod: its identity, and its files as the kubelet writes them. */
+  pod(serviceAccount: string, options?: PodOptions): Promise<Pod>;
+  /**
+   * Applies manifests: paths of YAML files, which may hold `*`. A Deployment or a Pod becomes one pod; those are returned.
+   * Rejects with an `Error` that names the file and the document.
+   */
+  apply(manifests: string | readonly string[]): Promise<readonly Pod[]>;
+  /** Deletes an object at once, as `kubectl delete --force` does; of a namespaced kind the name is `namespace/name`. Rejects where there is none. */
+  delete(kind: 'namespace' | 'serviceaccount' | 'pod', name: string, options?: DeleteOptions): Promise<void>;
+  /**
+   * Lets a fault strike until it is disposed of, has struck `times` requests, or `recover()`. Of several the one that was set last
+   * strikes. `outage` is in effect when this returns. Throws a `TypeError` on a fault or an option that does not exist.
+   */
+  fail(fault: Fault, options?: FaultOptions): Disposable;
+  /** Ends all faults; resolves when the authority listens. */
+  recover(): Promise<void>;
+  /** Signs with a new key from now on. The old one stays published and accepted, unless it is to `retire`. Default: it stays. */
+  rotateSigningKey(options?: { readonly retire?: boolean }): void;
+  /** Serves with a certificate of a new CA, and writes that CA where it is read. Connections that stand are kept. */
+  rotateCa(): void;
+  /** Moves the authority's clock, in milliseconds, and rotates the tokens that are due. */
+  advance(ms: number): void;
+  /** The time on the authority's clock: `Date`'s, moved by `advance()`. */
+  now(): Date;
+  /** Stops listening, cuts connections, and removes every file. Can be called again. */
+  close(): Promise<void>;
+}
+
+/** Starts an authority. Rejects where the port is taken or a manifest cannot be applied. */
+export async function createAuthority({ manifests, port = 0 }: AuthorityOptions = {}): Promise<Authority> {
+  const signingKey = generateSigningKey();
+  let offsetMs = 0;
+  let certificates = issueCertificates();
+  const now = (): number => Date.now() + offsetMs;
+  const adminToken = randomBytes(24).toString('base64url');
+  const administrator = { username: 'kubernetes-admin', uid: 'kubernetes-admin', groups: ['system:masters'] };
+  const cluster = createCluster(createSigningKeys(await signingKey), now, new Map([[adminToken, administrator]]));
+  for (const name of ['default', 'kube-system', 'kube-public', 'kube-node-lease']) ensureNamespace(cluster, name);
+
+  const directory = mkdtempSync(join(tmpdir(), 'k8s-authority-'));
+  const caFile = join(directory, 'ca.crt');
+  const kubeconfig = join(directory, 'kubeconfig');
+  const faults = createFaults();
+  const calls: Call[] = [];
+  const closing = new AbortController();
+  const outages = new Set<symbol>();
+  let pods: readonly Pod[] = [];
+  let url = '';
+  const api = createApi({ cluster, faults, calls, url: () => url, signal: closing.signal });
+  const listener = await createListener(port, certificates, api).catch((error: unknown) => {
+    rmSync(directory, { recursive: true });
+    throw error;
+  });
+  url = `https://127.0.0.1:${listener.port}`;
+  const address = { url, host: '127.0.0.1', port: listener.port };
+  const kubelet = createKubelet(cluster, directory, () => certificates.ca);
+  writeFileSync(caFile, certificates.ca);
+  writeFileSync(kubeconfig, formatKubeconfig(url, caFile, adminToken), { mode: 0o600 });
+
+  const start = (object: Parameters<typeof startPod>[1]): Pod => {
+    const pod = startPod(kubelet, object, address);
+    pods = [...pods, pod];
+    return pod;
+  };
+
+  const authority: Authority = {
+    url,
+    caFile,
+    kubeconfig,
+    calls,
+    get pods() {
+      return pods;
+    },
+    async token(serviceAccount, { audience, expirationSeconds = 600, pod }) {
+      const [namespace, name] = parseName(serviceAccount);
+      ensureNamespace(cluster, namespace);
+      ensureServiceAccount(cluster, namespace, name);
+      if (pod !== undefined) ensurePodObject(cluster, namespace, name, pod);
+      const bound = pod === undefined ? {} : { boundObjectRef: { kind: 'Pod', apiVersion: 'v1', name: pod } };
+      const audiences = typeof audience === 'string' ? [audience] : audience;
+      return issueToken(cluster, { namespace, serviceAccount: name, audiences, expirationSeconds, ...bound }).token;
+    },
+    async pod(serviceAccount, { tokens = {}, reviews = true } = {}) {
+      const [namespace, name] = parseName(serviceAccount);
+      ensureNamespace(cluster, namespace);
+      ensureServiceAccount(cluster, namespace, name);
+      if (reviews) bindReviewer(namespace, name);
+      return start(createPodObject(cluster, namespace, generateName(name), { spec: podSpec(name, tokens) }));
+    },
+    async apply(paths) {
+      return applyManifests(cluster, readManifests(paths), { start, stop: (namespace, name) => removePod(namespace, name) });
+    },
+    async delete(kind, name, { gracePeriodSeconds = 0 } = {}) {
+      if (kind === 'namespace') {
+        for (const { metadata, ...object } of cluster.objects.remove('Namespace', name)) {
+          if (object.kind === 'Pod') forgetPod(metadata.uid);
+        }
+        return;
+      }
+      const [namespace, inner] = parseName(name);
+      if (kind === 'serviceaccount') cluster.objects.remove('ServiceAccount', inner, namespace);
+      else if (gracePeriodSeconds > 0) terminatePod(namespace, inner, gracePeriodSeconds);
+      else removePod(namespace, inner);
+    },
+    fail(fault, options = {}) {
+      checkFault(fault, options);
+      if (fault !== 'outage') return faults.add(fault, options);
+      const outage = Symbol('outage');
+      outages.add(outage);
+      listener.stop();
+      return {
+        [Symbol.dispose]() {
+          // Where the port is taken meanwhile, recover() says so.
+          if (outages.delete(outage) && outages.size === 0) listener.start().catch(() => undefined);
+        },
+      };
+    },
+    async recover() {
+      faults.clear();
+      outages.clear();
+      await listener.start();
+    },
+    rotateSigningKey({ retire = false } = {}) {
+      cluster.keys.rotate({ retire });
+    },
+    rotateCa() {
+      certificates = issueCertificates();
+      listener.setCertificates(certificates);
+      writeFileSync(`${caFile}.new`, certificates.ca);
+      renameSync(`${caFile}.new`, caFile);
+      kubelet.publishCa();
+    },
+    advance(ms) {
+      offsetMs += ms;
+      kubelet.rotateDue();
+    },
+    now: () => new Date(now()),
+    async close() {
+      closing.abort();
+      kubelet.close();
+      listener.stop();
+      rmSync(directory, { recursive: true, force: true });
+    },
+    [Symbol.asyncDispose]: () => authority.close(),
+  };
+
+  function bindReviewer(namespace: string, name: string): void {
+    const binding = `${namespace}-${name}-auth-delegator`;
+    if (cluster.objects.find('ClusterRoleBinding', binding) !== undefined) return;
+    cluster.objects.create({
+      kind: 'ClusterRoleBinding',
+      apiVersion: 'rbac.authorization.k8s.io/v1',
+      metadata: { name: binding },
+      roleRef: { apiGroup: 'rbac.authorization.k8s.io', kind: 'ClusterRole', name: 'system:auth-delegator' },
+      subjects: [{ kind: 'ServiceAccount', namespace, name }],
+    });
+  }
+
+  function removePod(namespace: string, name: string): void {
+    for (const { metadata } of cluster.objects.remove('Pod', name, namespace)) forgetPod(metadata.uid);
+  }
+
+  function terminatePod(namespace: string, name: string, seconds: number): void {
+    const { metadata, ...pod } = cluster.objects.get('Pod', name, namespace);
+    const deletionTimestamp = formatTime(now() + seconds * 1000);
+    cluster.objects.replace({ ...pod, metadata: { ...metadata, deletionTimestamp, deletionGracePeriodSeconds: seconds } });
+  }
+
+  function forgetPod(uid: string): void {
+    kubelet.unmount(uid);
+    pods = pods.filter((pod) => pod.uid !== uid);
+  }
+
+  if (manifests !== undefined) {
+    await authority.apply(manifests).catch(async (error: unknown) => {
+      await authority.close();
+      throw error;
+    });
+  }
+  return authority;
+}
+
+function parseName(name: string): readonly [namespace: string, name: string] {
+  const [namespace, inner, ...rest] = name.split('/');
+  if (namespace === undefined || namespace === '' || inner === undefined || inner === '' || rest.length > 0) {
+    throw new TypeError(`"${name}" must be written namespace/name`);
+  }
+  return [namespace, inner];
+}
+
+function formatKubeconfig(server: string, caFile: string, token: string): string {
+  // JSON is YAML, and its strings need no further quoting.
+  return `${JSON.stringify(
+    {
+      apiVersion: 'v1',
+      kind: 'Config',
+      'current-context': 'authority',
+      clusters: [{ name: 'authority', cluster: { server, 'certificate-authority': caFile } }],
+      users: [{ name: 'kubernetes-admin', user: { token } }],
+      contexts: [{ name: 'authority', context: { cluster: 'authority', user: 'kubernetes-admin' } }],
+    },
+    undefined,
+    2,
+  )}\n`;
+}

@@ -1,0 +1,75 @@
+// The only place that knows which faults were asked for, which requests they hit, and how often.
+
+/** A fault that {@link Authority.fail} takes: by name, or an answer as it is, which TokenReview requests get. */
+export type Fault =
+  | 'outage'
+  | 'slow'
+  | 'too-many-requests'
+  | 'reset'
+  | 'broken-body'
+  | 'ignores-audiences'
+  | 'forbidden'
+  | 'unauthorized'
+  | { readonly status: number; readonly headers?: Readonly<Record<string, string>>; readonly body: string };
+
+/** How often and how late a fault strikes. */
+export interface FaultOptions {
+  /** How many requests are hit. Default: all, until the fault is disposed of. */
+  readonly times?: number;
+  /** Milliseconds before the fault strikes. Default 0, and 10 000 for `slow`. */
+  readonly delayMs?: number;
+}
+
+/** A fault that hits one request. */
+export interface Strike {
+  readonly fault: Exclude<Fault, 'outage'>;
+  readonly delayMs: number;
+}
+
+/** The faults that are active. */
+export interface Faults {
+  /** Throws a `TypeError` on a fault or an option that does not exist. */
+  add(fault: Exclude<Fault, 'outage'>, options: FaultOptions): Disposable;
+  /** Takes the fault that hits this request, the one that was set last, and counts it. */
+  strike(isTokenReview: boolean): Strike | undefined;
+  clear(): void;
+}
+
+const everywhere: readonly Fault[] = ['slow', 'too-many-requests', 'reset', 'unauthorized'];
+const names: readonly Fault[] = [...everywhere, 'outage', 'broken-body', 'ignores-audiences', 'forbidden'];
+
+/** Throws a `TypeError` that says what is wrong with a fault or its options. */
+export function checkFault(fault: Fault, { times, delayMs }: FaultOptions): void {
+  if (typeof fault === 'string' && !names.includes(fault)) throw new TypeError(`there is no fault "${fault}", only ${names.join(', ')}`);
+  if (times !== undefined && !(Number.isInteger(times) && times > 0)) throw new TypeError('"times" must be a whole number above zero');
+  if (delayMs !== undefined && !(delayMs >= 0)) throw new TypeError('"delayMs" must be a number of milliseconds, zero or more');
+  if (fault === 'outage' && (times !== undefined || delayMs !== undefined)) {
+    throw new TypeError('an outage lasts until it is disposed of or recover(): it takes neither "times" nor "delayMs"');
+  }
+}
+
+/** Makes an empty set of faults. */
+export function createFaults(): Faults {
+  let active: { readonly fault: Exclude<Fault, 'outage'>; readonly delayMs: number; left: number }[] = [];
+  return {
+    add(fault, { times = Number.POSITIVE_INFINITY, delayMs = fault === 'slow' ? 10_000 : 0 }) {
+      const added = { fault, delayMs, left: times };
+      active.push(added);
+      return {
+        [Symbol.dispose]() {
+          active = active.filter((one) => one !== added);
+        },
+      };
+    },
+    strike(isTokenReview) {
+      const hit = active.findLast(({ fault }) => isTokenReview || everywhere.includes(fault));
+      if (hit === undefined) return undefined;
+      hit.left -= 1;
+      if (hit.left <= 0) active = active.filter((one) => one !== hit);
+      return hit;
+    },
+    clear() {
+      active = [];
+    },
+  };
+}

@@ -1,0 +1,62 @@
+// The only place that knows the authority's socket: HTTPS on the loopback address, which can go away at once and come back.
+import { once } from 'node:events';
+import type { IncomingMessage, ServerResponse } from 'node:http';
+import { createServer } from 'node:https';
+import type { AddressInfo, Socket } from 'node:net';
+import type { Certificates } from './certificates.ts';
+
+/** The authority's socket. */
+export interface Listener {
+  readonly port: number;
+  setCertificates(certificates: Certificates): void;
+  /** Stops listening and cuts every connection, before it returns. */
+  stop(): void;
+  /** Listens again on the same port. Rejects where another process has taken it. */
+  start(): Promise<void>;
+}
+
+const host = '127.0.0.1';
+
+/** Listens on 127.0.0.1; port 0 is any that is free. */
+export async function createListener(
+  port: number,
+  certificates: Certificates,
+  handler: (request: IncomingMessage, response: ServerResponse) => void,
+): Promise<Listener> {
+  const connections = new Set<Socket>();
+  const server = createServer({ cert: certificates.certificate, key: certificates.key, keepAliveTimeout: 90_000 }, handler);
+  server.on('connection', (socket: Socket) => {
+    connections.add(socket);
+    socket.on('close', () => connections.delete(socket));
+  });
+  // A client that does not trust the CA, or goes away, is no trouble of the authority's.
+  server.on('tlsClientError', (_error, socket) => socket.destroy());
+  let isListening = false;
+
+  async function listen(on: number): Promise<void> {
+    server.listen(on, host);
+    isListening = true;
+    await once(server, 'listening');
+  }
+
+  await listen(port);
+  const bound = (server.address() as AddressInfo).port;
+  let starting: Promise<void> | undefined;
+
+  return {
+    port: bound,
+    setCertificates({ certificate, key }) {
+      server.setSecureContext({ cert: certificate, key });
+    },
+    stop() {
+      if (!isListening) return;
+      isListening = false;
+      server.close();
+      for (const socket of connections) socket.destroy();
+    },
+    async start() {
+      if (!isListening) starting = listen(bound);
+      await starting;
+    },
+  };
+}

@@ -1,0 +1,73 @@
+// The only place that reads manifests: which files, which documents, which kinds, and what a workload's pod looks like.
+import { globSync, readFileSync } from 'node:fs';
+import { parseAllDocuments } from 'yaml';
+import type { NewObject } from './objects.ts';
+import type { PodSpec } from './kubelet.ts';
+
+/** An object that a manifest holds. */
+export interface Manifest {
+  readonly file: string;
+  /** Counted from 1. */
+  readonly document: number;
+  readonly object: NewObject;
+}
+
+const kinds: Readonly<Record<string, readonly string[]>> = {
+  v1: ['Namespace', 'ServiceAccount', 'Pod', 'Service', 'ConfigMap'],
+  'apps/v1': ['Deployment'],
+  'rbac.authorization.k8s.io/v1': ['ClusterRole', 'ClusterRoleBinding', 'Role', 'RoleBinding'],
+};
+const clusterScoped = ['Namespace', 'ClusterRole', 'ClusterRoleBinding'];
+
+/**
+ * Reads manifests in YAML, several documents to a file, in the order of the files. A path may hold `*`.
+ * Throws an `Error` that names the file and the document.
+ */
+export function readManifests(paths: string | readonly string[]): readonly Manifest[] {
+  return [paths].flat().flatMap((path) => listFiles(path).flatMap((file) => readFile(file)));
+}
+
+/** The pod's metadata and spec that a Deployment makes pods of. Throws an `Error` where there is none. */
+export function readTemplate({ file, document, object }: Manifest): { readonly labels: object | undefined; readonly spec: PodSpec } {
+  const { template }: { readonly template?: unknown } = readRecord(object['spec']);
+  const { metadata, spec }: { readonly metadata?: unknown; readonly spec?: unknown } = readRecord(template);
+  if (typeof spec !== 'object' || spec === null) {
+    throw new Error(`${file}, document ${document}: Deployment ${object.metadata.name} has no spec.template.spec`);
+  }
+  const { labels }: { readonly labels?: unknown } = readRecord(metadata);
+  return { labels: typeof labels === 'object' && labels !== null ? labels : undefined, spec };
+}
+
+function listFiles(path: string): readonly string[] {
+  if (!/[*?[{]/.test(path)) return [path];
+  const files = globSync(path).toSorted();
+  if (files.length === 0) throw new Error(`no file matches ${path}`);
+  return files;
+}
+
+function readFile(file: string): readonly Manifest[] {
+  return parseAllDocuments(readFileSync(file, 'utf8')).flatMap((parsed, index) => {
+    const at = `${file}, document ${index + 1}`;
+    const [error] = parsed.errors;
+    if (error !== undefined) throw new Error(`${at}: ${error.message}`, { cause: error });
+    const value: unknown = parsed.toJS();
+    return value === null || value === undefined ? [] : [{ file, document: index + 1, object: parseObject(value, at) }];
+  });
+}
+
+function parseObject(value: unknown, at: string): NewObject {
+  const { apiVersion, kind, metadata, ...rest } = readRecord(value);
+  if (typeof kind !== 'string' || typeof apiVersion !== 'string') throw new Error(`${at}: apiVersion and kind are missing`);
+  if (!(kinds[apiVersion] ?? []).includes(kind)) {
+    const known = Object.entries(kinds).map(([version, names]) => `${names.join(', ')} (${version})`);
+    throw new Error(`${at}: kind ${kind} of ${apiVersion} is not supported, only ${known.join('; ')}`);
+  }
+  const { name, namespace, ...others } = readRecord(metadata);
+  if (typeof name !== 'string' || name === '') throw new Error(`${at}: ${kind} has no metadata.name`);
+  const where = clusterScoped.includes(kind) ? {} : { namespace: typeof namespace === 'string' ? namespace : 'default' };
+  return { apiVersion, kind, metadata: { name, ...where, ...others }, ...rest };
+}
+
+function readRecord(value: unknown): Readonly<Record<string, unknown>> {
+  return typeof value === 'object' && value !== null ? Object.fromEntries(Object.entries(value)) : {};
+}

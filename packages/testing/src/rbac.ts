@@ -1,0 +1,195 @@
+// The only place that decides who may do what: RBAC's rules, and the roles that every cluster has from the start.
+import type { ClusterObject, NewObject, Objects } from './objects.ts';
+import { StatusError } from './status.ts';
+
+/** Who asks, as an authenticator has found it. */
+export interface UserInfo {
+  readonly username: string;
+  readonly uid?: string;
+  readonly groups: readonly string[];
+  readonly extra?: Readonly<Record<string, readonly string[]>>;
+}
+
+/** What is asked: an action on a resource, or on a path that is none. */
+export type Attributes =
+  | {
+      readonly verb: string;
+      readonly group: string;
+      readonly resource: string;
+      readonly subresource?: string;
+      readonly name?: string;
+      readonly namespace?: string;
+    }
+  | { readonly verb: string; readonly path: string };
+
+/** RBAC's answer; the reason is absent where a real API server gives none. */
+export interface Permission {
+  readonly allowed: boolean;
+  readonly reason?: string;
+}
+
+interface Rule {
+  readonly verbs?: readonly string[];
+  readonly apiGroups?: readonly string[];
+  readonly resources?: readonly string[];
+  readonly resourceNames?: readonly string[];
+  readonly nonResourceURLs?: readonly string[];
+}
+
+interface Subject {
+  readonly kind?: string;
+  readonly name?: string;
+  readonly namespace?: string;
+}
+
+interface RoleRef {
+  readonly kind?: string;
+  readonly name?: string;
+}
+
+const apiGroup = 'rbac.authorization.k8s.io';
+
+/** Decides as the RBAC authorizer does. */
+export function authorize(objects: Objects, user: UserInfo, asked: Attributes): Permission {
+  if (user.groups.includes('system:masters')) return { allowed: true };
+  const namespace = 'path' in asked ? undefined : asked.namespace;
+  const bindings = [
+    ...objects.list('ClusterRoleBinding'),
+    ...(namespace === undefined || namespace === '' ? [] : objects.list('RoleBinding', namespace)),
+  ];
+  const missing: string[] = [];
+  for (const binding of bindings) {
+    const subject = readList<Subject>(binding['subjects']).find((one) => isSubject(one, user, binding));
+    if (subject === undefined) continue;
+    const reference = readRoleRef(binding);
+    const role =
+      reference.kind === 'Role'
+        ? objects.find('Role', reference.name, binding.metadata.namespace)
+        : objects.find('ClusterRole', reference.name);
+    if (role === undefined) missing.push(`${reference.kind.toLowerCase()}.${apiGroup} "${reference.name}" not found`);
+    else if (readList<Rule>(role['rules']).some((rule) => allows(rule, asked))) {
+      return { allowed: true, reason: `RBAC: allowed by ${describeBinding(binding)} of ${describe(reference)} to ${describe(subject)}` };
+    }
+  }
+  if (missing.length === 0) return { allowed: false };
+  return { allowed: false, reason: `RBAC: ${missing.length === 1 ? missing[0] : `[${missing.join(', ')}]`}` };
+}
+
+/** The 403 that a real API server answers with. */
+export function forbidden(user: UserInfo, asked: Attributes, reason?: string): StatusError {
+  const because = reason === undefined ? '' : `: ${reason}`;
+  const who = `User "${user.username}" cannot ${asked.verb}`;
+  if ('path' in asked) return new StatusError(403, 'Forbidden', `forbidden: ${who} path "${asked.path}"${because}`, {});
+  const { group, resource, subresource, name, namespace } = asked;
+  const qualified = group === '' ? resource : `${resource}.${group}`;
+  const what = name === undefined || name === '' ? qualified : `${qualified} "${name}"`;
+  const whole = subresource === undefined || subresource === '' ? resource : `${resource}/${subresource}`;
+  const where = namespace === undefined || namespace === '' ? 'at the cluster scope' : `in the namespace "${namespace}"`;
+  return new StatusError(403, 'Forbidden', `${what} is forbidden: ${who} resource "${whole}" in API group "${group}" ${where}${because}`, {
+    ...(name === undefined || name === '' ? {} : { name }),
+    ...(group === '' ? {} : { group }),
+    kind: resource,
+  });
+}
+
+function allows(rule: Rule, asked: Attributes): boolean {
+  if (!includes(rule.verbs, asked.verb)) return false;
+  if ('path' in asked) return (rule.nonResourceURLs ?? []).some((url) => covers(url, asked.path));
+  if (!includes(rule.apiGroups, asked.group)) return false;
+  const { resource, subresource = '', name = '' } = asked;
+  const whole = subresource === '' ? resource : `${resource}/${subresource}`;
+  const fits = (one: string): boolean => one === '*' || one === whole || (subresource !== '' && one === `*/${subresource}`);
+  if (!(rule.resources ?? []).some(fits)) return false;
+  const names = rule.resourceNames ?? [];
+  return names.length === 0 || names.includes(name);
+}
+
+function includes(list: readonly string[] | undefined, value: string): boolean {
+  return list !== undefined && (list.includes('*') || list.includes(value));
+}
+
+function covers(url: string, path: string): boolean {
+  return url === '*' || url === path || (url.endsWith('*') && path.startsWith(url.slice(0, -1)));
+}
+
+function isSubject(subject: Subject, user: UserInfo, binding: ClusterObject): boolean {
+  if (subject.name === undefined) return false;
+  if (subject.kind === 'User') return subject.name === user.username;
+  if (subject.kind === 'Group') return user.groups.includes(subject.name);
+  const namespace = subject.namespace ?? binding.metadata.namespace;
+  return subject.kind === 'ServiceAccount' && user.username === `system:serviceaccount:${namespace}:${subject.name}`;
+}
+
+function describeBinding({ kind, metadata }: ClusterObject): string {
+  // A RoleBinding is written name/namespace, in this order, by the real one too.
+  return `${kind} "${metadata.namespace === undefined ? metadata.name : `${metadata.name}/${metadata.namespace}`}"`;
+}
+
+function describe({ kind, name, namespace }: Subject): string {
+  return kind === 'ServiceAccount' ? `ServiceAccount "${namespace}/${name}"` : `${kind} "${name}"`;
+}
+
+function readRoleRef(binding: ClusterObject): { readonly kind: string; readonly name: string } {
+  const reference = binding['roleRef'];
+  const { kind, name }: RoleRef = typeof reference === 'object' && reference !== null ? reference : {};
+  return { kind: kind ?? '', name: name ?? '' };
+}
+
+function readList<Item extends object>(value: unknown): readonly Item[] {
+  return Array.isArray(value) ? value.filter((item): item is Item => typeof item === 'object' && item !== null) : [];
+}
+
+const probes = ['/healthz', '/livez', '/readyz', '/version', '/version/'];
+
+/** The roles and bindings that a cluster creates at its first start, cut to those of an identity plane. */
+export const bootstrapRoles: readonly NewObject[] = [
+  role('cluster-admin', [
+    { verbs: ['*'], apiGroups: ['*'], resources: ['*'] },
+    { verbs: ['*'], nonResourceURLs: ['*'] },
+  ]),
+  role('system:auth-delegator', [
+    { verbs: ['create'], apiGroups: ['authentication.k8s.io'], resources: ['tokenreviews'] },
+    { verbs: ['create'], apiGroups: ['authorization.k8s.io'], resources: ['subjectaccessreviews'] },
+  ]),
+  role('system:basic-user', [
+    { verbs: ['create'], apiGroups: ['authorization.k8s.io'], resources: ['selfsubjectaccessreviews', 'selfsubjectrulesreviews'] },
+    { verbs: ['create'], apiGroups: ['authentication.k8s.io'], resources: ['selfsubjectreviews'] },
+  ]),
+  role('system:discovery', [
+    { verbs: ['get'], nonResourceURLs: ['/api', '/api/*', '/apis', '/apis/*', '/openapi', '/openapi/*', ...probes] },
+  ]),
+  role('system:public-info-viewer', [{ verbs: ['get'], nonResourceURLs: probes }]),
+  role('system:service-account-issuer-discovery', [
+    {
+      verbs: ['get'],
+      nonResourceURLs: ['/.well-known/openid-configuration', '/.well-known/openid-configuration/', '/openid/v1/jwks', '/openid/v1/jwks/'],
+    },
+  ]),
+  binding('cluster-admin', ['system:masters']),
+  binding('system:basic-user', ['system:authenticated']),
+  binding('system:discovery', ['system:authenticated']),
+  binding('system:public-info-viewer', ['system:authenticated', 'system:unauthenticated']),
+  binding('system:service-account-issuer-discovery', ['system:serviceaccounts']),
+];
+
+function role(name: string, rules: readonly Rule[]): NewObject {
+  return { kind: 'ClusterRole', apiVersion: `${apiGroup}/v1`, metadata: bootstrapMetadata(name), rules };
+}
+
+function binding(name: string, groups: readonly string[]): NewObject {
+  return {
+    kind: 'ClusterRoleBinding',
+    apiVersion: `${apiGroup}/v1`,
+    metadata: bootstrapMetadata(name),
+    subjects: groups.map((group) => ({ kind: 'Group', apiGroup, name: group })),
+    roleRef: { apiGroup, kind: 'ClusterRole', name },
+  };
+}
+
+function bootstrapMetadata(name: string): NewObject['metadata'] {
+  return {
+    name,
+    labels: { 'kubernetes.io/bootstrapping': 'rbac-defaults' },
+    annotations: { 'rbac.authorization.kubernetes.io/autoupdate': 'true' },
+  };
+}

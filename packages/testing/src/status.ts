@@ -1,0 +1,95 @@
+// The only place that knows how an API server words a refusal: the Status object (k8s.io/apimachinery, api/errors).
+
+/** One field that was found wrong, as in a Status's `details.causes`. */
+export interface FieldError {
+  readonly field: string;
+  readonly message: string;
+}
+
+/** A refusal as an API server words it; its message is the Status's. */
+export class StatusError extends Error {
+  override readonly name: string = 'StatusError';
+  readonly code: number;
+  readonly reason: string;
+  readonly details: object | undefined;
+
+  constructor(code: number, reason: string, message: string, details?: object) {
+    super(message);
+    this.code = code;
+    this.reason = reason;
+    this.details = details;
+  }
+}
+
+/** Formats a refusal as the Status object that is the body of its answer. */
+export function formatStatus(error: StatusError): object {
+  return {
+    kind: 'Status',
+    apiVersion: 'v1',
+    metadata: {},
+    status: 'Failure',
+    message: error.message,
+    reason: error.reason,
+    ...(error.details === undefined ? {} : { details: error.details }),
+    code: error.code,
+  };
+}
+
+/** 400. */
+export function badRequest(message: string): StatusError {
+  return new StatusError(400, 'BadRequest', message);
+}
+
+/** 401; a real API server says no more than that. */
+export function unauthorized(): StatusError {
+  return new StatusError(401, 'Unauthorized', 'Unauthorized');
+}
+
+/** 404 for an object. */
+export function notFound(resource: string, name: string, group = ''): StatusError {
+  return new StatusError(404, 'NotFound', `${qualified(resource, group)} "${name}" not found`, {
+    name,
+    ...(group === '' ? {} : { group }),
+    kind: resource,
+  });
+}
+
+/** 404 for a path that an API group does not have. */
+export function noSuchResource(): StatusError {
+  return new StatusError(404, 'NotFound', 'the server could not find the requested resource', {});
+}
+
+/** 405. */
+export function methodNotAllowed(): StatusError {
+  return new StatusError(405, 'MethodNotAllowed', 'the server does not allow this method on the requested resource', {});
+}
+
+/** 406. */
+export function notAcceptable(available: readonly string[]): StatusError {
+  return new StatusError(406, 'NotAcceptable', `406: Not Acceptable\n\nAvailable representations: ${available.join(', ')}`, {});
+}
+
+/** 409. */
+export function conflict(kind: string, name: string, message: string, group = ''): StatusError {
+  return new StatusError(409, 'Conflict', `Operation cannot be fulfilled on ${qualified(kind, group)} "${name}": ${message}`, {
+    name,
+    ...(group === '' ? {} : { group }),
+    kind,
+  });
+}
+
+/** 422; a kind that is empty is left out of the details, as in the answers to access reviews. */
+export function invalid(kind: string, group: string, name: string, errors: readonly FieldError[]): StatusError {
+  const lines = errors.map(({ field, message }) => `${field}: ${message}`);
+  const listed = lines.length === 1 ? lines[0] : `[${lines.join(', ')}]`;
+  return new StatusError(422, 'Invalid', `${kind}.${group} "${name}" is invalid: ${listed}`, {
+    ...(name === '' ? {} : { name }),
+    group,
+    ...(kind === '' ? {} : { kind }),
+    causes: errors.map(({ field, message }) => ({ reason: 'FieldValueInvalid', message, field })),
+  });
+}
+
+function qualified(resource: string, group: string): string {
+  return group === '' ? resource : `${resource}.${group}`;
+}
