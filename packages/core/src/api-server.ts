@@ -1,0 +1,323 @@
+// How to reach the API server: in a pod, from a kubeconfig or as named; credentials and their reload, attempts, limits on what is read.
+
+import { existsSync } from 'node:fs';
+import type { IncomingMessage } from 'node:http';
+import { Agent, request as httpsRequest, type RequestOptions } from 'node:https';
+import { createRequire } from 'node:module';
+import { homedir } from 'node:os';
+import { delimiter, join } from 'node:path';
+
+import type { KubeConfig } from '@kubernetes/client-node';
+
+import type { Log } from './logger.ts';
+import { refuseUnknown } from './options.ts';
+import { type Claims, maxTokenLength } from './screening.ts';
+import { claimsOf, podPath, readSmallFile, serviceAccountDirectory } from './token-file.ts';
+
+/** How to reach the API server. Default: as the kubelet tells a pod; outside a pod, the current kubeconfig (needs `@kubernetes/client-node`). */
+export type ApiServer =
+  | { readonly url: string; readonly caFile: string; readonly tokenFile: string }
+  | { readonly kubeconfig: string; readonly context?: string };
+
+export interface Question {
+  readonly path: string;
+  readonly body: object;
+  readonly maxAnswerBytes: number;
+}
+
+export interface Answer {
+  readonly status: number;
+  readonly body: string;
+  readonly retryAfterMs: number | undefined;
+}
+
+/** Why the API server gave no answer: a reason that is fixed text, and a message for the operator. */
+export class ApiServerError extends Error {
+  declare readonly name: 'ApiServerError';
+  readonly reason: string;
+  readonly mayRetry: boolean;
+
+  constructor(reason: string, message: string, mayRetry = false) {
+    super(message);
+    Object.defineProperty(this, 'name', { value: 'ApiServerError', configurable: true });
+    this.reason = reason;
+    this.mayRetry = mayRetry;
+  }
+}
+
+export interface ApiServerConnection {
+  /** Asks by POST. `budgetMs` bounds both attempts and the wait between them. Rejects with an ApiServerError. */
+  ask(question: Question, budgetMs: number): Promise<Answer>;
+  /** The claims of the token that we ask with; undefined where it is another kind of credential. */
+  ownClaims(): Promise<Claims | undefined>;
+  close(): void;
+}
+
+interface Credentials {
+  readonly tls: Pick<RequestOptions, 'ca' | 'cert' | 'key' | 'servername'>;
+  readonly headers: Readonly<Record<string, string>>;
+}
+
+interface Endpoint {
+  readonly url: URL;
+  readonly readCredentials: () => Promise<Credentials>;
+}
+
+/** Reviews in flight, and connections kept. */
+export const maxInFlight = 32;
+const attemptMs = 3_000;
+const reloadEveryMs = 60_000;
+// The server drops an idle connection after 90 s without a word.
+const idleMs = 60_000;
+
+/** Throws a TypeError at once if there is no API server to be found, or none that could be trusted. Touches no network. */
+export function connectApiServer(options: ApiServer | undefined, log: Log): ApiServerConnection {
+  const endpoint = findEndpoint(options);
+  const agent = new Agent({ keepAlive: true, maxSockets: maxInFlight, maxFreeSockets: maxInFlight, timeout: idleMs });
+  let current: Credentials | undefined;
+  let readAtMs = 0;
+  let reading: Promise<Credentials> | undefined;
+  let failing = false;
+  let closed = false;
+
+  function credentials(again = false): Promise<Credentials> {
+    const ageMs = Date.now() - readAtMs;
+    if (current !== undefined && !again && ageMs >= 0 && ageMs < reloadEveryMs) return Promise.resolve(current);
+    reading ??= reload().finally(() => {
+      reading = undefined;
+    });
+    return reading;
+  }
+
+  // A reload that fails keeps the last credentials: the API server will say when they are no longer good.
+  async function reload(): Promise<Credentials> {
+    try {
+      current = await endpoint.readCredentials();
+      failing = false;
+    } catch (error) {
+      const message = `The credentials for the API server cannot be read: ${error instanceof Error ? error.message : String(error)}`;
+      if (current === undefined) throw new ApiServerError('own_credentials_unreadable', message);
+      if (!failing) log.warn('api_server_credentials', {}, message);
+      failing = true;
+    }
+    readAtMs = Date.now();
+    return current;
+  }
+
+  async function ask(question: Question, budgetMs: number): Promise<Answer> {
+    if (closed) throw new ApiServerError('closed', 'The guard is closed');
+    const deadlineMs = performance.now() + budgetMs;
+    const used = await credentials();
+    const first = await attempt(endpoint.url, agent, used, question, deadlineMs - performance.now());
+    const again = await secondChance(first, used, deadlineMs);
+    const outcome = again === undefined ? first : await attempt(endpoint.url, agent, again, question, deadlineMs - performance.now());
+    if (outcome instanceof ApiServerError) throw outcome;
+    return outcome;
+  }
+
+  // With newer credentials where ours were refused or the CA changed, or after a wait where the server is in trouble; else not at all.
+  async function secondChance(outcome: Answer | ApiServerError, used: Credentials, deadlineMs: number): Promise<Credentials | undefined> {
+    if (outcome instanceof ApiServerError ? outcome.reason === 'certificate_not_trusted' : outcome.status === 401) {
+      const newer = await credentials(true);
+      const isNewer = newer.headers['authorization'] !== used.headers['authorization'] || String(newer.tls.ca) !== String(used.tls.ca);
+      return isNewer ? newer : undefined;
+    }
+    const waitMs = waitBeforeRetry(outcome);
+    if (waitMs === undefined || performance.now() + waitMs >= deadlineMs) return undefined;
+    await new Promise((resolve) => setTimeout(resolve, waitMs));
+    return credentials();
+  }
+
+  return {
+    ask,
+    async ownClaims() {
+      const authorization = (await credentials()).headers['authorization'] ?? '';
+      return claimsOf(authorization.replace(/^Bearer /, ''));
+    },
+    close() {
+      closed = true;
+      agent.destroy();
+    },
+  };
+}
+
+const retriedStatuses = new Set([429, 500, 502, 503, 504]);
+
+function waitBeforeRetry(outcome: Answer | ApiServerError): number | undefined {
+  const jitterMs = 50 + Math.random() * 100;
+  if (outcome instanceof ApiServerError) return outcome.mayRetry ? jitterMs : undefined;
+  return retriedStatuses.has(outcome.status) ? (outcome.retryAfterMs ?? jitterMs) : undefined;
+}
+
+// Never rejects: an attempt ends in an answer or in the reason why there is none.
+function attempt(url: URL, agent: Agent, credentials: Credentials, question: Question, leftMs: number): Promise<Answer | ApiServerError> {
+  return new Promise((resolve) => {
+    const body = Buffer.from(JSON.stringify(question.body));
+    const request = httpsRequest({
+      agent,
+      method: 'POST',
+      host: url.hostname.replace(/^\[(.*)\]$/, '$1'),
+      port: url.port || 443,
+      path: `${url.pathname.replace(/\/$/, '')}${question.path}`,
+      headers: {
+        ...credentials.headers,
+        accept: 'application/json',
+        'content-type': 'application/json',
+        'content-length': body.length,
+        'user-agent': 'k8s-sa-auth',
+      },
+      ...credentials.tls,
+      // Said, so that NODE_TLS_REJECT_UNAUTHORIZED=0 does not undo it.
+      rejectUnauthorized: true,
+    });
+    let isSecure = false;
+    let failure: ApiServerError | undefined;
+    const end = (outcome: Answer | ApiServerError): void => {
+      clearTimeout(timer);
+      resolve(outcome);
+    };
+    const fail = (error: ApiServerError): void => {
+      failure = error;
+      request.destroy();
+      end(error);
+    };
+    const timer = setTimeout(
+      () => fail(new ApiServerError('timeout', 'The API server did not answer in time')),
+      Math.max(0, Math.min(attemptMs, leftMs)),
+    );
+    request.once('socket', (socket) => {
+      isSecure = request.reusedSocket;
+      socket.once('secureConnect', () => {
+        isSecure = true;
+      });
+    });
+    request.on('error', (error: NodeJS.ErrnoException) => end(failure ?? explain(error, !isSecure, request.reusedSocket)));
+    request.once('response', (response) => {
+      const chunks: Buffer[] = [];
+      let bytes = 0;
+      response.on('data', (chunk: Buffer) => {
+        bytes += chunk.length;
+        if (bytes > question.maxAnswerBytes)
+          fail(new ApiServerError('answer_too_large', 'The API server answers more than a review can hold'));
+        else chunks.push(chunk);
+      });
+      response.once('end', () =>
+        end({ status: response.statusCode ?? 0, body: Buffer.concat(chunks).toString(), retryAfterMs: readRetryAfter(response) }),
+      );
+      response.on('error', () =>
+        end(failure ?? new ApiServerError('answer_truncated', 'The connection ended in the middle of the answer')),
+      );
+    });
+    request.end(body);
+  });
+}
+
+// A connection that was never made, or that had been dropped while idle, carried no question: asking again asks once.
+function explain(error: NodeJS.ErrnoException, isConnecting: boolean, isReused: boolean): ApiServerError {
+  const code = error.code ?? error.message;
+  if (/CERT|UNABLE_TO_|ERR_TLS/.test(code)) {
+    return new ApiServerError(
+      'certificate_not_trusted',
+      `The API server's certificate is not trusted (${code}): is the CA file the cluster's?`,
+    );
+  }
+  if (isConnecting) return new ApiServerError('connection_failed', `The API server cannot be connected to (${code})`, true);
+  return new ApiServerError('connection_reset', `The connection to the API server ended before an answer (${code})`, isReused);
+}
+
+// RFC 9110 §10.2.3; API servers send whole seconds.
+function readRetryAfter(response: IncomingMessage): number | undefined {
+  const value = response.headers['retry-after'] ?? '';
+  return /^\d{1,5}$/.test(value) ? Number(value) * 1000 : undefined;
+}
+
+function findEndpoint(options: ApiServer | undefined): Endpoint {
+  if (options !== undefined) {
+    refuseUnknown('"apiServer"', options, 'kubeconfig' in options ? ['kubeconfig', 'context'] : ['url', 'caFile', 'tokenFile']);
+    if ('kubeconfig' in options) return kubeconfigEndpoint(options.kubeconfig, options.context);
+    return fileEndpoint(readHttpsUrl(options.url, '"apiServer.url"'), podPath(options.caFile), podPath(options.tokenFile));
+  }
+  const { KUBERNETES_SERVICE_HOST: host, KUBERNETES_SERVICE_PORT: port } = process.env;
+  if (!host || !port) return kubeconfigEndpoint(undefined, undefined);
+  const url = readHttpsUrl(`https://${host.includes(':') ? `[${host}]` : host}:${port}`, 'KUBERNETES_SERVICE_HOST and _PORT');
+  return fileEndpoint(url, podPath(`${serviceAccountDirectory}/ca.crt`), podPath(`${serviceAccountDirectory}/token`));
+}
+
+function readHttpsUrl(text: unknown, where: string): URL {
+  const url = typeof text === 'string' ? URL.parse(text) : null;
+  if (url?.protocol !== 'https:')
+    throw new TypeError(`${where}: ${JSON.stringify(text)} is not an https: URL. Tokens are reviewed over verified TLS only`);
+  return url;
+}
+
+function fileEndpoint(url: URL, caFile: string, tokenFile: string): Endpoint {
+  return {
+    url,
+    async readCredentials() {
+      const [ca, token] = await Promise.all([readSmallFile(caFile, 1_048_576), readSmallFile(tokenFile, maxTokenLength)]);
+      // RFC 6750 §2.1; anything else could not stand in a header.
+      if (!/^[\w.~+/-]+=*$/.test(token)) throw new Error(`${tokenFile} does not hold a token`);
+      return { tls: { ca }, headers: { authorization: `Bearer ${token}` } };
+    },
+  };
+}
+
+const alternatives = `run in a pod, set KUBECONFIG, or give apiServer: { url, caFile, tokenFile }`;
+
+function kubeconfigEndpoint(file: string | undefined, context: string | undefined): Endpoint {
+  const named = file ?? process.env['KUBECONFIG'];
+  const paths = named ? (file === undefined ? named.split(delimiter).filter(Boolean) : [named]) : [join(homedir(), '.kube', 'config')];
+  const missing = paths.find((path) => !existsSync(path));
+  if (missing !== undefined) {
+    const where = named
+      ? `the kubeconfig ${missing} does not exist`
+      : `this process is not in a pod, and there is no kubeconfig at ${missing}`;
+    throw new TypeError(`No API server to review tokens: ${where}. To mend it, ${alternatives}`);
+  }
+  const config = loadKubeconfig(paths);
+  if (context !== undefined) config.setCurrentContext(context);
+  const cluster = config.getCurrentCluster();
+  const where = `${paths.join(', ')}, context ${JSON.stringify(config.getCurrentContext())}`;
+  if (cluster === null) throw new TypeError(`${where}: names no cluster`);
+  if (cluster.skipTLSVerify)
+    throw new TypeError(
+      `${where}: insecure-skip-tls-verify is set. Name the cluster's CA instead: tokens are reviewed over verified TLS only`,
+    );
+  if (cluster.proxyUrl) throw new TypeError(`${where}: proxy-url is not supported. Give apiServer: { url, caFile, tokenFile }`);
+  return {
+    url: readHttpsUrl(cluster.server, where),
+    async readCredentials() {
+      const options: RequestOptions = {};
+      await config.applyToHTTPSOptions(options);
+      const headers = Object.entries(options.headers ?? {}).map(([name, value]) => [name.toLowerCase(), String(value)] as const);
+      const basic = options.auth ? [['authorization', `Basic ${Buffer.from(options.auth).toString('base64')}`] as const] : [];
+      const { ca, cert, key, servername } = options;
+      const tls = Object.fromEntries(Object.entries({ ca, cert, key, servername }).filter(([, value]) => value !== undefined));
+      return { tls, headers: Object.fromEntries([...basic, ...headers]) };
+    },
+  };
+}
+
+// Loaded here only: importing the package costs most of a second and tens of megabytes, and no pod needs it.
+function loadKubeconfig(paths: readonly string[]): KubeConfig {
+  let client: typeof import('@kubernetes/client-node');
+  try {
+    client = createRequire(import.meta.url)('@kubernetes/client-node') as typeof client;
+  } catch (cause) {
+    throw new TypeError(
+      `Outside a pod the kubeconfig is read by @kubernetes/client-node, which cannot be loaded: install it, or ${alternatives}`,
+      { cause },
+    );
+  }
+  try {
+    const config = new client.KubeConfig();
+    const [only, ...more] = paths;
+    if (only !== undefined && more.length === 0) config.loadFromFile(only);
+    else config.loadFromDefault();
+    return config;
+  } catch (cause) {
+    throw new TypeError(`The kubeconfig ${paths.join(', ')} cannot be read: ${cause instanceof Error ? cause.message : String(cause)}`, {
+      cause,
+    });
+  }
+}

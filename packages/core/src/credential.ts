@@ -1,0 +1,129 @@
+// How a token travels in a header: reading it, taking it off the request, writing it, and the challenge when it is refused.
+
+import type { IncomingHttpHeaders } from 'node:http';
+
+import { type AuthCode, AuthError, ClusterError } from './errors.ts';
+
+/** The header that carries the token: the raw token in `X-Client-Id`, or `Bearer <token>` in `Authorization` (RFC 6750). */
+export type TokenHeader = 'x-client-id' | 'authorization';
+
+/** What the guard reads of a request: `http.IncomingMessage` and `http2.Http2ServerRequest` fit. */
+export interface IncomingRequest {
+  readonly method?: string | undefined;
+  readonly headers: IncomingHttpHeaders;
+  readonly rawHeaders: string[];
+  readonly headersDistinct?: NodeJS.Dict<string[]>;
+}
+
+/** Why a token is refused: the code for the caller, the reason (and what the cluster said) for the operator. */
+export interface Refusal {
+  readonly code: AuthCode;
+  readonly reason: string;
+  readonly detail?: string;
+}
+
+export type Credential = { readonly token: string } | Refusal;
+
+interface Taken {
+  readonly credential: Credential;
+  removed: boolean;
+}
+
+// A later guard on the same request must still see what an earlier one took off. Per header, since each is read on its own.
+const taken: Readonly<Record<TokenHeader, WeakMap<IncomingRequest, Taken>>> = {
+  'x-client-id': new WeakMap(),
+  authorization: new WeakMap(),
+};
+
+/** Reads the token of a request, and takes its header off unless `leave` says otherwise. */
+export function takeCredential(request: IncomingRequest, header: TokenHeader, leave: boolean): Credential {
+  let entry = taken[header].get(request);
+  if (entry === undefined) {
+    entry = { credential: readCredential(request.rawHeaders, header), removed: false };
+    taken[header].set(request, entry);
+  }
+  if (!leave && !entry.removed) {
+    removeHeader(request, header);
+    entry.removed = true;
+  }
+  return entry.credential;
+}
+
+// Counted in rawHeaders: Node keeps the first of two Authorization headers and joins two X-Client-Id headers.
+function readCredential(rawHeaders: readonly string[], header: TokenHeader): Credential {
+  let value: string | undefined;
+  for (let at = 0; at < rawHeaders.length; at += 2) {
+    if (!isHeader(rawHeaders[at], header)) continue;
+    if (value !== undefined) return { code: 'invalid_token', reason: 'header_repeated' };
+    value = rawHeaders[at + 1] ?? '';
+  }
+  if (value === undefined || value === '') return { code: 'missing_token', reason: 'no_token' };
+  if (header === 'x-client-id') return { token: value };
+
+  const [scheme = ''] = value.split(/[ \t]/, 1);
+  if (scheme.toLowerCase() !== 'bearer') return { code: 'missing_token', reason: 'other_scheme' };
+  const token = value.slice(scheme.length + 1);
+  return token === '' ? { code: 'missing_token', reason: 'no_token' } : { token };
+}
+
+function removeHeader(request: IncomingRequest, header: TokenHeader): void {
+  for (let at = request.rawHeaders.length - 2; at >= 0; at -= 2) {
+    if (isHeader(request.rawHeaders[at], header)) request.rawHeaders.splice(at, 2);
+  }
+  // Node computes these two from rawHeaders when they are first asked for, and keeps them.
+  delete request.headers[header];
+  delete request.headersDistinct?.[header];
+}
+
+function isHeader(name: string | undefined, header: TokenHeader): boolean {
+  return name?.length === header.length && name.toLowerCase() === header;
+}
+
+/** The value that carries a token in this header. */
+export function formatCredential(token: string, header: TokenHeader): string {
+  return header === 'authorization' ? `Bearer ${token}` : token;
+}
+
+interface Answer {
+  readonly status: number;
+  readonly challenge: string;
+}
+
+// RFC 6750 §3: each Bearer challenge has a parameter, and none of them an error code where no token was sent.
+const answers: Readonly<Record<TokenHeader, Readonly<Record<AuthCode, Answer>>>> = {
+  'x-client-id': {
+    missing_token: { status: 401, challenge: 'ServiceAccount header="X-Client-Id"' },
+    invalid_token: { status: 403, challenge: 'ServiceAccount header="X-Client-Id", error="invalid_token"' },
+    caller_not_allowed: { status: 403, challenge: 'ServiceAccount header="X-Client-Id", error="caller_not_allowed"' },
+  },
+  authorization: {
+    missing_token: { status: 401, challenge: 'Bearer realm="kubernetes"' },
+    invalid_token: { status: 401, challenge: 'Bearer realm="kubernetes", error="invalid_token"' },
+    caller_not_allowed: { status: 403, challenge: 'Bearer realm="kubernetes", error="insufficient_scope"' },
+  },
+};
+
+/** The refusal as it goes to the caller: status, challenge, and nothing of what was found out. */
+export function refusalError(code: AuthCode, request: IncomingRequest, header: TokenHeader): AuthError {
+  const { status, challenge } = answers[header][code];
+  return new AuthError(code, status, { 'www-authenticate': challenge, ...closing(request) });
+}
+
+/** The answer when the cluster could not be asked. The wait differs from answer to answer, so that callers do not come back as one. */
+export function unavailableError(request: IncomingRequest): ClusterError {
+  return new ClusterError({ 'retry-after': String(1 + Math.floor(Math.random() * 5)), ...closing(request) });
+}
+
+// The guard reads no body, and Node would go on swallowing the upload of a refused request to keep the connection.
+// HTTP/2 (which has pseudo-headers) resets the stream instead, and forbids the header.
+function closing({ headers }: IncomingRequest): Record<string, string> {
+  const hasBody = headers['transfer-encoding'] !== undefined || (headers['content-length'] ?? '0') !== '0';
+  return hasBody && headers[':method'] === undefined
+    ? { 'cache-control': 'no-store', connection: 'close' }
+    : { 'cache-control': 'no-store' };
+}
+
+/** What a guarded answer carries so that no shared cache keeps it (RFC 9111 §3.5 covers `Authorization` only). */
+export function responseHeadersFor(header: TokenHeader): Readonly<Record<string, string>> {
+  return Object.freeze(header === 'x-client-id' ? { 'cache-control': 'private', vary: 'X-Client-Id' } : {});
+}

@@ -1,0 +1,47 @@
+// The event that every decision becomes, and what a logger gets of it.
+
+import { channel } from 'node:diagnostics_channel';
+
+import type { AskedFor, Caller } from './caller.ts';
+import type { AuthCode } from './errors.ts';
+import type { Log } from './logger.ts';
+
+/** One decision of a guard: what is published on the `node:diagnostics_channel` named `k8s-sa-auth:decision`. Never holds a token. */
+export interface Decision {
+  readonly outcome: 'allowed' | 'refused' | 'unavailable';
+  /** False in observe mode: what the guard would have done. */
+  readonly enforced: boolean;
+  readonly code?: AuthCode | 'review_unavailable';
+  /** Why, for operators: fixed text such as `expired` or `own_permission_missing`. */
+  readonly reason?: string;
+  /** What the API server said beside it: at most 256 printable characters. It names uids and audiences, so it is not for callers. */
+  readonly detail?: string;
+  /** Only where it was proven. */
+  readonly caller?: Caller;
+  /** The route's audiences: what the token had to be for. */
+  readonly audiences: readonly string[];
+  readonly request: AskedFor;
+  /** What decided: local screening, memory, a review, or an acceptance kept through an outage. */
+  readonly source: 'screening' | 'cache' | 'review' | 'stale';
+  readonly durationMs: number;
+}
+
+/** Subscribe with `diagnostics_channel.subscribe(decisionChannel, …)`. A subscriber that throws ends the process. */
+export const decisionChannel = 'k8s-sa-auth:decision';
+
+const decisions = channel(decisionChannel);
+
+export function reportDecision(decision: Decision, log: Log): void {
+  if (decisions.hasSubscribers) decisions.publish(decision);
+  if (decision.outcome === 'allowed') return;
+  const { caller, ...rest } = decision;
+  log.info(
+    { ...rest, ...(caller && { caller: caller.serviceAccount }) },
+    decision.enforced ? 'Request refused' : 'Request would be refused',
+  );
+}
+
+/** At most 256 printable ASCII characters of what the API server said. */
+export function printable(text: string): string {
+  return text.replaceAll(/[^\x20-\x7e]/g, ' ').slice(0, 256);
+}

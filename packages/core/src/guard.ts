@@ -1,0 +1,224 @@
+// How a request is decided: the page to open first.
+
+import { ApiServerError, connectApiServer } from './api-server.ts';
+import type { AskedFor, Caller } from './caller.ts';
+import { type IncomingRequest, refusalError, responseHeadersFor, takeCredential, unavailableError } from './credential.ts';
+import { type Decision, printable, reportDecision } from './decision.ts';
+import { type AuthCode, ClusterError } from './errors.ts';
+import { createLog } from './logger.ts';
+import {
+  connectionOptions,
+  type ConnectionOptions,
+  type GuardOptions,
+  readConnection,
+  readRoute,
+  refuseUnknown,
+  type Route,
+  type RouteGuard,
+  routeOptions,
+} from './options.ts';
+import { screen } from './screening.ts';
+import { aborted } from './service-client.ts';
+import { mayReviewTokens, permissionHint, refuseApiServerAudience, reviewToken } from './token-review.ts';
+import { createVerdicts, type Sourced } from './verdicts.ts';
+
+/** What stands in front of handlers. All guards made from one by `with` share its connection and memory. */
+export interface Guard extends AsyncDisposable {
+  /**
+   * Decides one request and takes the token off it. `route` is the framework's pattern, for events and predicates.
+   * Rejects with an AuthError (401, 403) or a ClusterError (503), whose `headers` belong on the response.
+   * Resolves to undefined only when observing. Anything else it rejects with is a mistake in options or `allow`: a 500.
+   */
+  check(request: IncomingRequest, route?: string): Promise<Caller | undefined>;
+  /** Takes the token off a request that needs no decision, so that a public route does not see it either. */
+  discard(request: IncomingRequest): void;
+  /** A guard for routes that decide something for themselves. Throws a TypeError on options that are not understood. */
+  with(route: RouteGuard): Guard;
+  /** Belongs on every answer behind this guard, before the handler runs, so that no shared cache keeps it. */
+  readonly responseHeaders: Readonly<Record<string, string>>;
+  /**
+   * Resolves once the cluster has said that we may review tokens, and stays so until closed: an outage takes no replica out of service.
+   * Rejects with a ClusterError that says what to mend (with the ClusterRoleBinding to apply, where that is it), with a TypeError
+   * if an audience is the API server's, or when `signal` aborts.
+   */
+  ready(signal?: AbortSignal): Promise<void>;
+  /** Drops the connections; what would need a review is then answered 503. */
+  close(): Promise<void>;
+}
+
+/** A guard without an audience of its own: each route names one. */
+export type OptInGuard = Omit<Guard, 'check'>;
+
+/**
+ * Creates a guard. Throws a TypeError that says what to write if the options are not understood, or if there is no API server to ask.
+ * Touches no network: the first request does, or `ready()`.
+ */
+export function createGuard(options: GuardOptions): Guard {
+  refuseUnknown('createGuard', options, [...routeOptions, ...connectionOptions]);
+  return createFamily(options, readRoute(pickRoute(options), undefined));
+}
+
+/** Creates a guard whose routes alone name audience and callers. `mode` and `requirePod` are inherited by them. Throws as `createGuard` does. */
+export function createOptInGuard(options: ConnectionOptions & Pick<RouteGuard, 'mode' | 'requirePod'>): OptInGuard {
+  refuseUnknown('createOptInGuard', options, ['mode', 'requirePod', ...connectionOptions]);
+  const { mode = 'enforce', requirePod = true } = options;
+  return createFamily(options, { audiences: [], isAllowed: () => false, mode, requirePod });
+}
+
+function pickRoute(options: GuardOptions): RouteGuard {
+  const picked = routeOptions.filter((name) => Object.hasOwn(options, name)).map((name) => [name, options[name]]);
+  return Object.fromEntries(picked) as RouteGuard;
+}
+
+type Source = Decision['source'];
+type Ruling =
+  | { readonly outcome: 'allowed'; readonly caller: Caller; readonly source: Source }
+  | {
+      readonly outcome: 'refused';
+      readonly code: AuthCode;
+      readonly reason: string;
+      readonly detail?: string;
+      readonly caller?: Caller;
+      readonly source: Source;
+    }
+  | { readonly outcome: 'unavailable'; readonly reason: string; readonly detail?: string; readonly source: Source };
+
+const observeMs = 250;
+const readyMs = 5_000;
+
+function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
+  const { header, forwardToken, apiServer: location, logger, ...memory } = readConnection(options);
+  const log = createLog(logger);
+  const apiServer = connectApiServer(location, log);
+  const verdicts = createVerdicts(memory, log);
+  const audiences = new Set<string>();
+  const responseHeaders = responseHeadersFor(header);
+  let isReady = false;
+  let isWarned = false;
+
+  // The whole decision: read the token, recall or screen and review it, is this caller allowed.
+  async function decide(route: Route, prefix: string, request: IncomingRequest, asked: AskedFor): Promise<Ruling> {
+    const credential = takeCredential(request, header, forwardToken || route.mode === 'observe');
+    if ('code' in credential) return { outcome: 'refused', ...credential, source: 'screening' };
+    const { token } = credential;
+
+    const key = verdicts.key(prefix, token);
+    let verdict: Sourced | undefined = verdicts.recall(key);
+    if (verdict === undefined) {
+      const claims = screen(token, route.audiences);
+      if ('code' in claims) return { outcome: 'refused', ...claims, source: 'screening' };
+      verdict = await verdicts.ask(key, (budgetMs) => reviewToken(apiServer, token, claims, route.audiences, budgetMs));
+    }
+    if (verdict.outcome === 'unavailable') return verdict;
+    if (verdict.outcome === 'refused') return { ...verdict, code: 'invalid_token' };
+
+    const { caller, source } = verdict;
+    if (route.requirePod && caller.pod === undefined) {
+      return { outcome: 'refused', code: 'invalid_token', reason: 'not_bound_to_a_pod', caller, source };
+    }
+    if ((await route.isAllowed(caller, asked)) !== true) {
+      return { outcome: 'refused', code: 'caller_not_allowed', reason: 'not_in_allow', caller, source };
+    }
+    return { outcome: 'allowed', caller, source };
+  }
+
+  // The same decision, for the record: it neither fails nor holds a request up.
+  async function observe(...question: Parameters<typeof decide>): Promise<Ruling> {
+    let timer: NodeJS.Timeout | undefined;
+    const late = new Promise<Ruling>((resolve) => {
+      timer = setTimeout(() => resolve({ outcome: 'unavailable', reason: 'observe_timeout', source: 'review' }), observeMs);
+    });
+    const failed = (error: unknown): Ruling => {
+      const detail = error instanceof Error ? error.message : String(error);
+      return { outcome: 'unavailable', reason: 'guard_failed', detail, source: 'review' };
+    };
+    const ruling = await Promise.race([decide(...question).catch(failed), late]);
+    clearTimeout(timer);
+    return ruling;
+  }
+
+  function guardRoute(route: Route): Guard {
+    const prefix = verdicts.prefix(route.audiences);
+    for (const audience of route.audiences) audiences.add(audience);
+    const enforced = route.mode === 'enforce';
+    if (!enforced)
+      log.warn(
+        'observing',
+        { audiences: route.audiences },
+        `The guard for ${route.audiences.join(', ')} only observes: nothing is refused`,
+      );
+    const guard: Guard = {
+      async check(request, pattern) {
+        const startedMs = performance.now();
+        const asked: AskedFor = { method: request.method ?? 'GET', route: pattern };
+        const ruling = await (enforced ? decide : observe)(route, prefix, request, asked);
+        report(ruling, asked, performance.now() - startedMs);
+        if (ruling.outcome === 'allowed') return ruling.caller;
+        if (!enforced) return undefined;
+        throw ruling.outcome === 'refused' ? refusalError(ruling.code, request, header) : unavailableError(request);
+      },
+      discard: (request) => void takeCredential(request, header, forwardToken),
+      with: (own) => {
+        refuseUnknown('a route’s guard', own, routeOptions);
+        return guardRoute(readRoute(own, route));
+      },
+      responseHeaders,
+      ready,
+      close,
+      [Symbol.asyncDispose]: close,
+    };
+
+    function report(ruling: Ruling, request: AskedFor, durationMs: number): void {
+      const { outcome, source, caller, reason, detail, code } = {
+        reason: undefined,
+        detail: undefined,
+        caller: undefined,
+        code: undefined,
+        ...ruling,
+      };
+      reportDecision(
+        {
+          outcome,
+          enforced,
+          ...(outcome === 'unavailable' ? { code: 'review_unavailable' } : code && { code }),
+          ...(reason && { reason }),
+          ...(detail && { detail: printable(detail) }),
+          ...(caller && { caller }),
+          audiences: route.audiences,
+          request,
+          source,
+          durationMs,
+        },
+        log,
+      );
+    }
+    return guard;
+  }
+
+  async function ready(signal?: AbortSignal): Promise<void> {
+    if (isReady) return;
+    try {
+      await (signal === undefined ? askPermission() : Promise.race([askPermission(), aborted(signal)]));
+    } catch (error) {
+      const isOurs = error instanceof ApiServerError;
+      const failure = isOurs ? new ClusterError({}, `Tokens cannot be reviewed (${error.reason}): ${error.message}`) : error;
+      if (!isWarned && failure instanceof Error) log.warn('not_ready', {}, failure.message);
+      isWarned = true;
+      throw failure;
+    }
+    isReady = true;
+  }
+
+  async function askPermission(): Promise<void> {
+    await refuseApiServerAudience(apiServer, audiences);
+    if (await mayReviewTokens(apiServer, readyMs)) return;
+    throw new ClusterError({}, permissionHint((await apiServer.ownClaims())?.username));
+  }
+
+  async function close(): Promise<void> {
+    isWarned = true;
+    apiServer.close();
+  }
+
+  return guardRoute(firstRoute);
+}

@@ -1,0 +1,19 @@
+// The public names, in two groups: being called, and calling.
+
+export type { Allow, AllowPredicate, AskedFor, Caller, CallerPattern } from './caller.ts';
+export type { IncomingRequest, TokenHeader } from './credential.ts';
+export type { ApiServer } from './api-server.ts';
+export type { ConnectionOptions, GuardOptions, RouteGuard } from './options.ts';
+export type { Logger } from './logger.ts';
+export { createGuard, createOptInGuard, type Guard, type OptInGuard } from './guard.ts';
+export { type Decision, decisionChannel } from './decision.ts';
+export { type AuthCode, AuthError, ClusterError, TokenFileError, type TokenFileCode } from './errors.ts';
+
+export {
+  type ClientOptions,
+  createServiceClient,
+  type ServiceClient,
+  type Target,
+  type TargetOptions,
+  type TargetStatus,
+} from './service-client.ts';

@@ -1,0 +1,112 @@
+// What a guard may be told, its defaults, and what is wrong with it: applied and checked here, once.
+
+import type { ApiServer } from './api-server.ts';
+import { type Allow, type AllowPredicate, readAllow } from './caller.ts';
+import type { TokenHeader } from './credential.ts';
+import type { Logger } from './logger.ts';
+
+/** What a route may decide for itself. It replaces the guard's settings name by name; what is not named is inherited, `allow` excepted. */
+export interface RouteGuard {
+  /**
+   * Who may call: a list of `'namespace/name'`, `'namespace/*'` or `{ namespace, name? }`, a predicate, or `'any'`.
+   * Required: an audience says whom a token is for, not who may call, and anyone who can create a pod can ask for any audience.
+   */
+  readonly allow: Allow;
+  /** The names that this service answers to; a token for one of them will do. Default: the guard's. */
+  readonly audience?: string | readonly string[];
+  /** `'observe'` never refuses: it reports what it would have done. Default `'enforce'`. */
+  readonly mode?: 'enforce' | 'observe';
+  /** Refuse tokens that are not bound to a pod, as every projected one is. Default true. */
+  readonly requirePod?: boolean;
+}
+
+/** What the routes of one service share. */
+export interface ConnectionOptions {
+  /** The header that carries the token; the other one is neither read nor removed. Default `'x-client-id'`. */
+  readonly header?: TokenHeader;
+  /** Leave the token on the request for the handler. Default false. */
+  readonly forwardToken?: boolean;
+  /** How long a caller is remembered, in milliseconds; never past the token's expiry. Zero or less: not at all. Default 60 000. */
+  readonly cacheTtlMs?: number;
+  /** How long a refusal is remembered, in milliseconds. Zero or less: not at all. Default 5 000. */
+  readonly refusalTtlMs?: number;
+  /** How long after its last review a caller stays accepted while the cluster cannot be asked, in milliseconds. Zero or less: not at all. Default 300 000. */
+  readonly staleIfErrorMs?: number;
+  /** How to reach the API server. Default: as the kubelet tells a pod; outside a pod, the current kubeconfig. */
+  readonly apiServer?: ApiServer;
+  /** Gets refusals (info) and changes of state (warn). Default: silent, but for `process.emitWarning` once for each kind of trouble. */
+  readonly logger?: Logger;
+}
+
+export interface GuardOptions extends RouteGuard, ConnectionOptions {
+  /** The names that this service answers to; a token for one of them will do. No default: a token for another service is not for this one. */
+  readonly audience: string | readonly string[];
+}
+
+export interface Route {
+  readonly audiences: readonly string[];
+  readonly isAllowed: AllowPredicate;
+  readonly mode: 'enforce' | 'observe';
+  readonly requirePod: boolean;
+}
+
+export interface Connection {
+  readonly header: TokenHeader;
+  readonly forwardToken: boolean;
+  readonly cacheTtlMs: number;
+  readonly refusalTtlMs: number;
+  readonly staleIfErrorMs: number;
+  readonly apiServer: ApiServer | undefined;
+  readonly logger: Logger | undefined;
+}
+
+export const routeOptions = ['allow', 'audience', 'mode', 'requirePod'] as const;
+export const connectionOptions = ['header', 'forwardToken', 'cacheTtlMs', 'refusalTtlMs', 'staleIfErrorMs', 'apiServer', 'logger'] as const;
+
+/** Throws a TypeError on anything that is not an object, or has a name that is not known. */
+export function refuseUnknown(where: string, options: unknown, known: readonly string[]): void {
+  if (typeof options !== 'object' || options === null || Array.isArray(options)) {
+    throw new TypeError(`${where} takes an object with ${known.join(', ')}, not ${String(options)}`);
+  }
+  const unknown = Object.keys(options).find((key) => !known.includes(key));
+  if (unknown !== undefined) throw new TypeError(`${where} does not know ${JSON.stringify(unknown)}. It knows ${known.join(', ')}`);
+}
+
+/** Reads what one route says over what it inherits. Throws a TypeError that says what to write. */
+export function readRoute(route: RouteGuard, inherited: Route | undefined): Route {
+  const undefinedKey = Object.keys(route).find((key) => (route as unknown as Record<string, unknown>)[key] === undefined);
+  if (undefinedKey !== undefined) throw new TypeError(`"${undefinedKey}" is undefined. Leave it out, or give it a value`);
+  const { allow, audience, mode = inherited?.mode ?? 'enforce', requirePod = inherited?.requirePod ?? true } = route;
+  if (mode !== 'enforce' && mode !== 'observe') throw new TypeError(`"mode" is 'enforce' or 'observe', not ${JSON.stringify(mode)}`);
+  if (typeof requirePod !== 'boolean') throw new TypeError(`"requirePod" is true or false, not ${JSON.stringify(requirePod)}`);
+  return { audiences: readAudiences(audience, inherited), isAllowed: readAllow(allow), mode, requirePod };
+}
+
+function readAudiences(audience: unknown, inherited: Route | undefined): readonly string[] {
+  if (audience === undefined && inherited !== undefined && inherited.audiences.length > 0) return inherited.audiences;
+  if (audience === undefined)
+    throw new TypeError(`"audience" is required: the name that this service answers to, such as audience: 'secret-store'`);
+  const audiences: readonly unknown[] = Array.isArray(audience) ? audience : [audience];
+  const isName = (name: unknown): name is string => typeof name === 'string' && /^[^\s,]+$/.test(name);
+  if (audiences.length === 0 || !audiences.every(isName)) {
+    throw new TypeError(`"audience" is one name or several, each without commas or white space, not ${JSON.stringify(audience)}`);
+  }
+  return Object.freeze([...new Set(audiences)]);
+}
+
+export function readConnection(options: ConnectionOptions): Connection {
+  const { header = 'x-client-id', forwardToken = false, cacheTtlMs = 60_000, refusalTtlMs = 5_000, staleIfErrorMs = 300_000 } = options;
+  if (header !== 'x-client-id' && header !== 'authorization') {
+    throw new TypeError(`"header" is 'x-client-id' or 'authorization', not ${JSON.stringify(header)}`);
+  }
+  if (typeof forwardToken !== 'boolean') throw new TypeError(`"forwardToken" is true or false, not ${JSON.stringify(forwardToken)}`);
+  for (const [name, value] of Object.entries({ cacheTtlMs, refusalTtlMs, staleIfErrorMs })) {
+    if (typeof value !== 'number' || Number.isNaN(value))
+      throw new TypeError(`"${name}" is a number of milliseconds, not ${JSON.stringify(value)}`);
+  }
+  const { logger } = options;
+  if (logger !== undefined && !(['info', 'warn', 'error'] as const).every((level) => typeof logger?.[level] === 'function')) {
+    throw new TypeError('"logger" needs info, warn and error, each called with an object and a message, as pino has them');
+  }
+  return { header, forwardToken, cacheTtlMs, refusalTtlMs, staleIfErrorMs, apiServer: options.apiServer, logger };
+}

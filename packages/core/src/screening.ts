@@ -1,0 +1,101 @@
+// What can be refused without asking the cluster. It never accepts: the review decides.
+
+import type { Refusal } from './credential.ts';
+import { formatUsername, parseUsername } from './caller.ts';
+
+/** 8 KiB: several times the size of any ServiceAccount token. */
+export const maxTokenLength = 8192;
+
+/** The accepted leeway on `exp`: the API server's own. */
+const leewayMs = 60_000;
+
+const algorithms = new Set(['RS256', 'RS384', 'RS512', 'PS256', 'PS384', 'PS512', 'ES256', 'ES384', 'ES512']);
+
+/** What a token says of itself. Not verified: for refusing early, and for comparing with what a review says. */
+export interface Claims {
+  readonly audiences: readonly string[];
+  readonly issuer: string | undefined;
+  readonly expiresAtMs: number;
+  readonly issuedAtMs: number | undefined;
+  readonly username: string | undefined;
+}
+
+/**
+ * Refuses a token by its shape and claims, or returns what it claims.
+ *
+ * Shape matters as much as claims: to a token that begins with white space an API server answers that it is
+ * authenticated, with the asked audiences (kubernetes/kubernetes#106142), and it accepts many spellings of one token.
+ */
+export function screen(token: string, audiences: readonly string[]): Claims | Refusal {
+  const jwt = parseJwt(token);
+  if (jwt === undefined) return { code: 'invalid_token', reason: 'not_a_jwt' };
+  if (!algorithms.has(String(jwt.header['alg'])) || Object.hasOwn(jwt.header, 'crit'))
+    return { code: 'invalid_token', reason: 'algorithm' };
+  const claims = readClaims(jwt.payload);
+  if (claims === undefined) return { code: 'invalid_token', reason: 'claims_missing' };
+  if (claims.username === undefined) return { code: 'invalid_token', reason: 'not_a_service_account' };
+  if (!claims.audiences.some((audience) => audiences.includes(audience))) return { code: 'invalid_token', reason: 'other_audience' };
+  if (claims.expiresAtMs + leewayMs < Date.now()) return { code: 'invalid_token', reason: 'expired' };
+  return claims;
+}
+
+type JsonObject = Readonly<Record<string, unknown>>;
+
+interface Jwt {
+  readonly header: JsonObject;
+  readonly payload: JsonObject;
+}
+
+/** A compact JWS (RFC 7515 §7.1) in its one canonical spelling, with nothing before, between or after; else undefined. */
+export function parseJwt(token: string): Jwt | undefined {
+  if (token.length > maxTokenLength) return undefined;
+  const [header, payload, signature, ...rest] = token.split('.').map(decodeBase64Url);
+  if (header === undefined || payload === undefined || signature === undefined || rest.length > 0) return undefined;
+  const [parsedHeader, parsedPayload] = [parseJsonObject(header), parseJsonObject(payload)];
+  return parsedHeader && parsedPayload && { header: parsedHeader, payload: parsedPayload };
+}
+
+/** The claims that matter here, or undefined where one that every ServiceAccount token has is absent or of another type. */
+export function readClaims(payload: JsonObject): Claims | undefined {
+  const { aud, exp, iat, iss } = payload;
+  const audiences = typeof aud === 'string' ? [aud] : aud;
+  if (!Array.isArray(audiences) || !audiences.every((audience) => typeof audience === 'string')) return undefined;
+  if (typeof exp !== 'number' || !Number.isFinite(exp)) return undefined;
+  return {
+    audiences,
+    issuer: typeof iss === 'string' ? iss : undefined,
+    expiresAtMs: exp * 1000,
+    issuedAtMs: typeof iat === 'number' ? iat * 1000 : undefined,
+    username: readUsername(payload),
+  };
+}
+
+// From the `kubernetes.io` claims, as the API server does; `sub` is not looked at by either.
+function readUsername(payload: JsonObject): string | undefined {
+  const { namespace, serviceaccount } = asObject(payload['kubernetes.io']) ?? {};
+  const name = asObject(serviceaccount)?.['name'];
+  if (typeof namespace !== 'string' || typeof name !== 'string') return undefined;
+  const username = formatUsername({ namespace, name });
+  return parseUsername(username) && username;
+}
+
+// Buffer ignores what is not base64url; only what comes out the same way was canonical (RFC 4648 §3.5).
+function decodeBase64Url(text: string): Buffer | undefined {
+  const bytes = Buffer.from(text, 'base64url');
+  return bytes.length > 0 && bytes.toString('base64url') === text ? bytes : undefined;
+}
+
+const utf8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
+
+function parseJsonObject(bytes: Buffer): JsonObject | undefined {
+  try {
+    return asObject(JSON.parse(utf8.decode(bytes)));
+  } catch {
+    return undefined;
+  }
+}
+
+/** Narrows a parsed JSON value to an object. */
+export function asObject(value: unknown): JsonObject | undefined {
+  return typeof value === 'object' && value !== null && !Array.isArray(value) ? (value as JsonObject) : undefined;
+}

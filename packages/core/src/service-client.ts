@@ -1,0 +1,212 @@
+// How a token gets onto an outgoing request, and where it may not go.
+
+import { formatCredential, type TokenHeader } from './credential.ts';
+import { createLog, type Logger } from './logger.ts';
+import { refuseUnknown } from './options.ts';
+import { createTokenFile, type TokenFile } from './token-file.ts';
+
+export interface TargetOptions {
+  /** All spellings of one service, e.g. `'http://app.shop'` and `'http://app.shop.svc.cluster.local'`. The token goes nowhere else. */
+  readonly origin: string | readonly string[];
+  /** The projected token for this service, e.g. `/var/run/secrets/tokens/shop`. Its audience names the service. */
+  readonly tokenFile: string;
+  /** Default `'x-client-id'`; `'authorization'` sends `Bearer <token>`. It must be what the service's guard reads. */
+  readonly header?: TokenHeader;
+}
+
+export interface ClientOptions {
+  /** The services that this process calls, each with a token of its own. */
+  readonly targets: readonly TargetOptions[];
+  /** What `serviceFetch` calls. Default: the global `fetch` at the time of the call. */
+  readonly fetch?: typeof fetch;
+  /** Told about changes of state. Default: `process.emitWarning`, once for each kind. */
+  readonly logger?: Logger;
+}
+
+/** One service that this process calls. */
+export interface Target {
+  readonly origins: readonly string[];
+  /** The token header, for `http.request`, axios, got. It knows no redirect: forbid them. Rejects with a TokenFileError. */
+  headers(): Promise<Record<string, string>>;
+}
+
+/** The state of one target's token, for a health page. Never the token. */
+export interface TargetStatus {
+  readonly origins: readonly string[];
+  readonly tokenFile: string;
+  readonly audience?: string;
+  readonly expiresAt?: Date;
+  readonly reloadedAt?: Date;
+  /** Why the last reload failed; the last good token is sent while it lives. */
+  readonly error?: string;
+}
+
+export interface ServiceClient extends AsyncDisposable {
+  /** `fetch` with the target's token. Follows redirects only within the origin. Rejects with a TypeError on an origin that is not named, with a TokenFileError without a token. */
+  readonly serviceFetch: typeof fetch;
+  /** The target that an absolute URL belongs to. Throws a TypeError if none does. */
+  target(url: string | URL): Target;
+  status(): readonly TargetStatus[];
+  /** Resolves when every target has a live token; rejects with the first TokenFileError, or when `signal` aborts. */
+  ready(signal?: AbortSignal): Promise<void>;
+  /** Ends watchers and timers; later calls reject. */
+  close(): Promise<void>;
+}
+
+interface NamedTarget extends Target {
+  readonly header: TokenHeader;
+  readonly file: TokenFile;
+}
+
+// By its fetch, which the frameworks' clients share with the one they are made from.
+const targetsOf = new WeakMap<typeof fetch, ReadonlyMap<string, NamedTarget>>();
+
+/** For the interceptor: how the client finds the target of an origin. Throws a TypeError on what `createServiceClient` did not make. */
+export function targetFinder(client: ServiceClient): (origin: string) => NamedTarget | undefined {
+  const targets = targetsOf.get(client.serviceFetch);
+  if (targets === undefined)
+    throw new TypeError('createInterceptor takes the client that createServiceClient or a k8sSaAuthClient returned');
+  return (origin) => targets.get(origin);
+}
+
+/**
+ * Creates the calling side. Returns at once and follows the token files from then on.
+ * Throws a TypeError on options that are not understood, an origin that is not one, or an origin named twice.
+ */
+export function createServiceClient(options: ClientOptions): ServiceClient {
+  refuseUnknown('createServiceClient', options, ['targets', 'fetch', 'logger']);
+  if (!Array.isArray(options.targets) || options.targets.length === 0) {
+    throw new TypeError(`"targets" is required: [{ origin: 'http://app.shop', tokenFile: '/var/run/secrets/tokens/shop' }]`);
+  }
+  const log = createLog(options.logger);
+  const read = (options.targets as readonly TargetOptions[]).map(readTarget);
+  const seen = new Set<string>();
+  for (const origin of read.flatMap(({ origins }) => origins)) {
+    if (seen.has(origin)) throw new TypeError(`${origin} is named twice in "targets": one service has one audience, hence one token file`);
+    seen.add(origin);
+  }
+  const targets: readonly NamedTarget[] = read.map(({ origins, header, tokenFile }) => {
+    const file = createTokenFile(tokenFile, log);
+    return { origins, header, file, headers: async () => ({ [header]: formatCredential(await file.token(), header) }) };
+  });
+  const byOrigin = new Map(targets.flatMap((named) => named.origins.map((origin) => [origin, named] as const)));
+
+  function target(url: string | URL): NamedTarget {
+    const { origin } = new URL(url);
+    const found = byOrigin.get(origin);
+    if (found === undefined)
+      throw new TypeError(`No token is sent to ${origin}: it is not named in "targets" (${[...byOrigin.keys()].join(', ')})`);
+    return found;
+  }
+
+  const close = async (): Promise<void> => {
+    for (const { file } of targets) file.close();
+  };
+  const client: ServiceClient = {
+    serviceFetch: createServiceFetch(target, options.fetch),
+    target,
+    status: () => targets.map(statusOf),
+    async ready(signal) {
+      const live = Promise.all(targets.map(({ file }) => file.token()));
+      await (signal === undefined ? live : Promise.race([live, aborted(signal)]));
+    },
+    close,
+    [Symbol.asyncDispose]: close,
+  };
+  targetsOf.set(client.serviceFetch, byOrigin);
+  return client;
+}
+
+/** Rejects when the signal aborts, with its reason. */
+export function aborted(signal: AbortSignal): Promise<never> {
+  return new Promise((_resolve, reject) => {
+    // An AbortSignal's reason is whatever its owner chose.
+    const abort = (): void => reject(signal.reason as Error);
+    if (signal.aborted) abort();
+    else signal.addEventListener('abort', abort, { once: true });
+  });
+}
+
+function readTarget(options: TargetOptions): { origins: readonly string[]; tokenFile: string; header: TokenHeader } {
+  refuseUnknown('a target', options, ['origin', 'tokenFile', 'header']);
+  const { origin, tokenFile, header = 'x-client-id' } = options;
+  const named = typeof origin === 'string' ? [origin] : origin;
+  if (!Array.isArray(named) || named.length === 0)
+    throw new TypeError(`"origin" is required: 'http://app.shop', or a list of all spellings`);
+  if (typeof tokenFile !== 'string' || tokenFile === '')
+    throw new TypeError(`"tokenFile" is required: the path of the projected token for ${named.join(', ')}`);
+  if (header !== 'x-client-id' && header !== 'authorization') throw new TypeError(`"header" is 'x-client-id' or 'authorization'`);
+  return { origins: named.map(readOrigin), tokenFile, header };
+}
+
+function readOrigin(text: unknown): string {
+  const url = typeof text === 'string' ? URL.parse(text) : null;
+  const isOrigin =
+    url !== null && /^https?:$/.test(url.protocol) && [url.origin, `${url.origin}/`].includes(url.href) && !/[?#]/.test(String(text));
+  if (!isOrigin)
+    throw new TypeError(`${JSON.stringify(text)} is not an origin: write scheme, host and port only, such as 'http://app.shop:8080'`);
+  return url.origin;
+}
+
+function statusOf({ origins, file }: NamedTarget): TargetStatus {
+  const { loaded, reloadedAtMs, error } = file.status();
+  return {
+    origins,
+    tokenFile: file.path,
+    ...(loaded && { audience: loaded.audience, expiresAt: new Date(loaded.expiresAtMs) }),
+    ...(reloadedAtMs !== undefined && { reloadedAt: new Date(reloadedAtMs) }),
+    ...(error && { error: error.message }),
+  };
+}
+
+const maxRedirects = 20;
+
+function createServiceFetch(target: (url: string) => NamedTarget, chosen: typeof fetch | undefined): typeof fetch {
+  return async (input, init) => {
+    const send = chosen ?? fetch;
+    const isRequest = typeof input === 'object' && 'url' in input;
+    let url = new URL(isRequest ? input.url : input);
+    const { header, file } = target(url.href);
+    const { origin } = url;
+    const follow = (init?.redirect ?? (isRequest ? input.redirect : 'follow')) === 'follow';
+
+    const sent = new Headers(init?.headers ?? (isRequest ? input.headers : undefined));
+    let next: RequestInit = { ...init, ...(follow && { redirect: 'manual' as const }) };
+    for (let redirects = 0; ; redirects++) {
+      sent.set(header, formatCredential(await file.token(), header));
+      const answer = await send(redirects === 0 && isRequest ? input : url.href, { ...next, headers: sent });
+      const location = follow && isRedirect(answer.status) ? answer.headers.get('location') : null;
+      if (location === null) return answer;
+
+      url = new URL(location, url);
+      if (url.origin !== origin) {
+        await answer.body?.cancel();
+        throw new TypeError(
+          `${origin} redirects to ${url.origin}: a token for one origin is not taken to another. Call that origin by its own target`,
+        );
+      }
+      if (redirects === maxRedirects) throw new TypeError(`${origin} redirects more than ${maxRedirects} times`);
+      await answer.body?.cancel();
+      next = redirected(answer.status, sent, next, isRequest ? input : undefined);
+    }
+  };
+}
+
+const isRedirect = (status: number): boolean => [301, 302, 303, 307, 308].includes(status);
+
+// https://fetch.spec.whatwg.org/#http-redirect-fetch: which requests become a GET, and which body can be sent again.
+function redirected(status: number, sent: Headers, init: RequestInit, request: Request | undefined): RequestInit {
+  const method = (init.method ?? request?.method ?? 'GET').toUpperCase();
+  const signal = init.signal ?? request?.signal;
+  const base: RequestInit = { ...init, method, ...(signal && { signal }) };
+  if (((status === 301 || status === 302) && method === 'POST') || (status === 303 && method !== 'GET' && method !== 'HEAD')) {
+    for (const name of ['content-encoding', 'content-language', 'content-location', 'content-type', 'content-length']) sent.delete(name);
+    const { body: _body, ...rest } = base;
+    return { ...rest, method: 'GET' };
+  }
+  const body = init.body ?? request?.body;
+  if (body instanceof ReadableStream || (typeof body === 'object' && body !== null && Symbol.asyncIterator in body)) {
+    throw new TypeError(`A redirect with status ${status} needs the body once more, and a stream cannot be sent again`);
+  }
+  return base;
+}

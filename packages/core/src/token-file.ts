@@ -1,0 +1,225 @@
+// How the kubelet hands a token over and how it changes: projected volumes, the `..data` swap, reload, expiry.
+
+import { constants, watch, type FSWatcher } from 'node:fs';
+import { type FileHandle, open } from 'node:fs/promises';
+import { basename, dirname, join, resolve } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
+
+import { TokenFileError } from './errors.ts';
+import type { Log } from './logger.ts';
+import { type Claims, maxTokenLength, parseJwt, readClaims } from './screening.ts';
+
+/** Where the kubelet puts the pod's own credential for the API server. */
+export const serviceAccountDirectory = '/var/run/secrets/kubernetes.io/serviceaccount';
+
+/** A path as this pod sees it: below `K8S_SA_AUTH_ROOT`, if that is set, which is how a local process plays a pod. */
+export function podPath(path: string): string {
+  const root = process.env['K8S_SA_AUTH_ROOT'];
+  if (!root || path.startsWith(join(resolve(root), '/'))) return path;
+  return join(root, path);
+}
+
+/** Reads a small regular file (symlinks followed), trimmed. Throws a TokenFileError that says what is wrong with it. */
+export async function readSmallFile(path: string, maxBytes: number): Promise<string> {
+  const unreadable = (what: string): TokenFileError => new TokenFileError('token_file_unreadable', path, `${path} ${what}`);
+  let file: FileHandle | undefined;
+  try {
+    // O_NONBLOCK: a FIFO in its place must not hang the process.
+    file = await open(path, constants.O_RDONLY | constants.O_NONBLOCK);
+    const stats = await file.stat();
+    if (!stats.isFile()) throw unreadable('is not a regular file. Name the file itself, not the directory of the volume');
+    if (stats.size > maxBytes) throw unreadable(`has ${stats.size} bytes, too many for what should be in it (at most ${maxBytes})`);
+    const text = (await file.readFile('utf8')).trim();
+    if (text === '') throw unreadable('is empty. The kubelet fills it; if it stays empty, look at the events of the pod');
+    return text;
+  } catch (error) {
+    if (error instanceof TokenFileError) throw error;
+    const code = (error as NodeJS.ErrnoException).code ?? 'unknown error';
+    if (code === 'ENOENT') throw unreadable('does not exist. Mount a projected volume there, with a serviceAccountToken source');
+    throw unreadable(`cannot be read (${code}). The volume must be readable by the user that this process runs as`);
+  } finally {
+    await file?.close();
+  }
+}
+
+/** A token and what it says of itself. */
+export interface LoadedToken {
+  readonly token: string;
+  readonly audience: string;
+  readonly expiresAtMs: number;
+  readonly issuedAtMs: number | undefined;
+}
+
+/**
+ * Reads a token that may be sent to another service: one compact JWT, with `exp`, for one audience that is not the API server's.
+ * Anyone who receives a token for the API server could act as this pod there.
+ */
+async function loadSendableToken(path: string): Promise<LoadedToken> {
+  const token = await readSmallFile(path, maxTokenLength);
+  const unsendable = (what: string): TokenFileError => new TokenFileError('token_not_sendable', path, `The token in ${path} ${what}`);
+  const jwt = parseJwt(token);
+  if (jwt === undefined) throw unsendable('is not one compact JWT. The file must hold the token and nothing else');
+  const claims = readClaims(jwt.payload);
+  const [audience, ...others] = claims?.audiences ?? [];
+  if (claims === undefined || audience === undefined) {
+    throw unsendable('has no expiry or no audience. Use a projected serviceAccountToken with an audience, not a token from a Secret');
+  }
+  if (others.length > 0)
+    throw unsendable('names more than one audience, so one service could use it at another. Mint one token for each service');
+  if (audience === claims.issuer || (await apiServerAudiences()).includes(audience)) {
+    throw unsendable("is meant for the API server. Set the target's own audience in the pod's serviceAccountToken volume source");
+  }
+  return { token, audience, expiresAtMs: claims.expiresAtMs, issuedAtMs: claims.issuedAtMs };
+}
+
+// Known where the pod has its default token; a pod without one (automountServiceAccountToken: false) goes by the issuer alone.
+async function apiServerAudiences(): Promise<readonly string[]> {
+  const text = await readSmallFile(podPath(`${serviceAccountDirectory}/token`), maxTokenLength).catch(() => '');
+  return claimsOf(text)?.audiences ?? [];
+}
+
+export function claimsOf(token: string): Claims | undefined {
+  const jwt = parseJwt(token);
+  return jwt && readClaims(jwt.payload);
+}
+
+export interface TokenFile {
+  readonly path: string;
+  /** The live token, without waiting; undefined if there is none (yet). No disk access. */
+  peek(): string | undefined;
+  /** The live token. Waits up to 10 s for a file that was never there. Throws a TokenFileError. */
+  token(): Promise<string>;
+  status(): {
+    readonly loaded: LoadedToken | undefined;
+    readonly reloadedAtMs: number | undefined;
+    readonly error: TokenFileError | undefined;
+  };
+  close(): void;
+}
+
+const reloadEveryMs = 300_000;
+const retryMs = 10_000;
+const firstWaitMs = 10_000;
+const pollMs = 100;
+
+/** Follows a token file. Returns at once; the first load is under way. Neither its watcher nor its timer keeps the process alive. */
+export function createTokenFile(file: string, log: Log): TokenFile {
+  const path = podPath(file);
+  let loaded: LoadedToken | undefined;
+  let reloadedAtMs: number | undefined;
+  let reloadAtMs = 0;
+  let error: TokenFileError | undefined;
+  let loading: Promise<void> | undefined;
+  let changed = false;
+  let firstWait: Promise<void> | undefined;
+  let watcher: FSWatcher | undefined;
+  let timer: NodeJS.Timeout | undefined;
+  let closed = false;
+
+  const live = (): LoadedToken | undefined => (loaded !== undefined && Date.now() < loaded.expiresAtMs ? loaded : undefined);
+
+  function reload(): Promise<void> {
+    changed = loading !== undefined;
+    loading ??= load().finally(() => {
+      loading = undefined;
+      if (changed && !closed) void reload();
+    });
+    return loading;
+  }
+
+  async function load(): Promise<void> {
+    try {
+      const next = await loadSendableToken(path);
+      if (Date.now() >= next.expiresAtMs) throw expired(path, next.expiresAtMs);
+      loaded = next;
+      reloadedAtMs = Date.now();
+      if (error !== undefined) log.info({ tokenFile: path }, `The token in ${path} can be sent again`);
+      error = undefined;
+    } catch (cause) {
+      if (!(cause instanceof TokenFileError)) throw cause;
+      if (error === undefined && loaded !== undefined) {
+        log.warn('token_file', { tokenFile: path, code: cause.code }, `${cause.message}. The last good token is sent while it lives`);
+      }
+      error = cause;
+    }
+    schedule();
+  }
+
+  // Before expiry, from when 20 % of its life is left (the kubelet rotates at 80 %), and every 5 minutes: a subPath mount never tells.
+  function schedule(): void {
+    const now = Date.now();
+    let waitMs = retryMs;
+    if (loaded !== undefined && error === undefined) {
+      const lifeMs = loaded.expiresAtMs - (loaded.issuedAtMs ?? now);
+      waitMs = Math.min(reloadEveryMs, Math.max(retryMs, loaded.expiresAtMs - lifeMs / 5 - now));
+    }
+    reloadAtMs = now + waitMs;
+    clearTimeout(timer);
+    if (closed) return;
+    timer = setTimeout(() => void reload(), waitMs).unref();
+    follow();
+  }
+
+  // The kubelet renames `..data` in the directory; the file itself is a symlink that never changes. A directory that is not there yet is
+  // followed from a later load on.
+  function follow(): void {
+    if (watcher !== undefined) return;
+    try {
+      watcher = watch(dirname(path), { persistent: false }, (_event, name) => {
+        if (name === null || name === '..data' || name === basename(path)) void reload();
+      });
+      watcher.on('error', unfollow);
+    } catch {
+      watcher = undefined;
+    }
+  }
+
+  function unfollow(): void {
+    watcher?.close();
+    watcher = undefined;
+  }
+
+  async function waitForFirst(): Promise<void> {
+    for (let waitedMs = 0; waitedMs < firstWaitMs && !closed; waitedMs += pollMs) {
+      await reload();
+      // Only a file that is not there can be late; one with the wrong thing in it will not mend itself.
+      if (error?.code !== 'token_file_unreadable') return;
+      await delay(pollMs);
+    }
+  }
+
+  void reload();
+
+  return {
+    path,
+    peek() {
+      if (closed) return undefined;
+      if (Date.now() >= reloadAtMs && loaded !== undefined) void reload();
+      return live()?.token;
+    },
+    async token() {
+      if (closed) throw new TokenFileError('token_file_unreadable', path, `The client that reads ${path} is closed`);
+      const token = this.peek();
+      if (token !== undefined) return token;
+      if (loaded === undefined) await (firstWait ??= waitForFirst());
+      if (live() === undefined) await reload();
+      const current = live();
+      if (current !== undefined) return current.token;
+      throw error ?? expired(path, loaded?.expiresAtMs ?? 0);
+    },
+    status: () => ({ loaded, reloadedAtMs, error }),
+    close() {
+      closed = true;
+      clearTimeout(timer);
+      unfollow();
+    },
+  };
+}
+
+function expired(path: string, expiresAtMs: number): TokenFileError {
+  return new TokenFileError(
+    'token_expired',
+    path,
+    `The token in ${path} expired at ${new Date(expiresAtMs).toISOString()}. The kubelet has not rotated it: is the pod terminating, or the volume mounted with subPath?`,
+  );
+}

@@ -1,0 +1,215 @@
+// The guard and the client as Fastify plugins: which registration decides a request, and how a decision becomes a reply.
+
+import {
+  AuthError,
+  type Caller,
+  type ClientOptions,
+  ClusterError,
+  type ConnectionOptions,
+  createGuard,
+  createOptInGuard,
+  createServiceClient,
+  type Guard,
+  type GuardOptions,
+  type OptInGuard,
+  type RouteGuard,
+  type ServiceClient,
+} from '@k8s-sa-auth/core';
+import type {
+  FastifyContextConfig,
+  FastifyInstance,
+  FastifyPluginAsync,
+  FastifyReply,
+  FastifyRequest,
+  onRequestAsyncHookHandler,
+} from 'fastify';
+import fastifyPlugin from 'fastify-plugin';
+
+export type {
+  Allow,
+  AllowPredicate,
+  AskedFor,
+  AuthCode,
+  Caller,
+  CallerPattern,
+  ClientOptions,
+  GuardOptions,
+  Logger,
+  RouteGuard,
+  ServiceClient,
+} from '@k8s-sa-auth/core';
+export { AuthError, ClusterError, TokenFileError } from '@k8s-sa-auth/core';
+
+type OptIn = Omit<GuardOptions, 'audience' | 'allow'> & { readonly routes: 'opt-in'; readonly audience?: never; readonly allow?: never };
+
+/** `routes: 'all'` (the default) guards every route and every 404; `'opt-in'` guards the routes whose config says so. */
+export type K8sSaAuthOptions = OptIn | (GuardOptions & { readonly routes?: 'all' | 'opt-in' });
+
+/** An `onRequest` hook: `{ onRequest: app.k8sSaAuth.with({ … }) }`, or one of several schemes in `app.auth([app.k8sSaAuth, …])`. */
+export interface FastifyGuard extends onRequestAsyncHookHandler {
+  /** A guard for routes that decide something for themselves. Throws a TypeError on options that are not understood. */
+  with(route: RouteGuard): FastifyGuard;
+  /** For a readiness probe: see `Guard.ready`. */
+  ready(signal?: AbortSignal): Promise<void>;
+}
+
+declare module 'fastify' {
+  interface FastifyContextConfig {
+    /** Who may call this route. `false`: public. `true`: as the plugin says. Any other value fails at start. */
+    k8sSaAuth?: RouteGuard | boolean;
+  }
+  interface FastifyRequest {
+    /** Who sent the request; undefined where nobody was proven: on public routes, and while observing. */
+    caller: Caller | undefined;
+  }
+  interface FastifyInstance {
+    k8sSaAuth: FastifyGuard;
+    serviceFetch: typeof fetch;
+    serviceClient: ServiceClient;
+  }
+}
+
+// What a nested registration shares with the one around it: connection, memory, and what is inherited.
+const bases = new WeakMap<FastifyGuard, Guard | OptInGuard>();
+
+async function guardPlugin(app: FastifyInstance, options: K8sSaAuthOptions): Promise<void> {
+  if (Object.hasOwn(app, 'k8sSaAuth')) {
+    throw new Error('k8sSaAuth is registered twice in one scope, so neither could decide. Register it once, or in a nested scope');
+  }
+  const { routes = 'all', ...rest } = options;
+  if (routes !== 'all' && routes !== 'opt-in') throw new TypeError(`"routes" is 'all' or 'opt-in', not ${JSON.stringify(routes)}`);
+  const outer = app.hasDecorator('k8sSaAuth') ? bases.get(app.k8sSaAuth) : undefined;
+  const hasDefault = routes === 'all' || 'allow' in rest || 'audience' in rest;
+  const base = createBase(app, rest, hasDefault, outer);
+  const standard = hasDefault && 'check' in base ? base : undefined;
+  const compiled = new WeakMap<RouteGuard, Guard>();
+
+  // The guard of a route, or undefined where it is public. Throws a TypeError on a config that is not understood.
+  function guardOf(config: FastifyContextConfig): Guard | undefined {
+    if (!('k8sSaAuth' in config)) {
+      const misspelt = Object.keys(config).find((key) => key.replaceAll(/[-_]/g, '').toLowerCase() === 'k8ssaauth');
+      if (misspelt !== undefined) throw new TypeError(`config.${misspelt} is not known: write config.k8sSaAuth`);
+      return routes === 'all' ? standard : undefined;
+    }
+    const { k8sSaAuth: own } = config;
+    if (own === false) return undefined;
+    if (own === true && standard !== undefined) return standard;
+    if (typeof own !== 'object' || own === null) {
+      const inherits = standard === undefined ? '' : ', or true for what the plugin says';
+      throw new TypeError(`config.k8sSaAuth is ${String(own)}. Write { audience, allow }, or false for a public route${inherits}`);
+    }
+    let guard = compiled.get(own);
+    if (guard === undefined) {
+      guard = base.with(own);
+      compiled.set(own, guard);
+    }
+    return guard;
+  }
+
+  const guard = asHook(standard ?? unnamed, base);
+  bases.set(guard, base);
+  app.decorate('k8sSaAuth', guard);
+  if (!app.hasRequestDecorator('caller')) app.decorateRequest('caller', undefined);
+
+  app.addHook('onRoute', function checkConfig(route) {
+    if (this.k8sSaAuth !== guard) return;
+    try {
+      guardOf(route.config ?? {});
+    } catch (error) {
+      if (error instanceof TypeError) error.message = `${String(route.method)} ${route.url}: ${error.message}`;
+      throw error;
+    }
+  });
+
+  app.addHook('onRequest', async function k8sSaAuthGuard(request, reply) {
+    // A registration nearer to the route decides in the place of those around it.
+    if (request.server.k8sSaAuth !== guard) return;
+    const chosen = guardOf(request.routeOptions.config);
+    if (chosen === undefined) base.discard(request.raw);
+    else await admit(chosen, request, reply);
+  });
+
+  if (outer === undefined) {
+    // Not awaited: a cluster that cannot be asked must not keep the service from starting. The guard warns.
+    app.addHook('onReady', async () => void base.ready().catch(() => undefined));
+    app.addHook('onClose', () => base.close());
+  }
+}
+
+function createBase(
+  app: FastifyInstance,
+  options: Omit<K8sSaAuthOptions, 'routes'>,
+  hasDefault: boolean,
+  outer: Guard | OptInGuard | undefined,
+): Guard | OptInGuard {
+  if (outer === undefined) {
+    const logged = { logger: app.log, ...options };
+    return hasDefault ? createGuard(logged as GuardOptions) : createOptInGuard(logged as ConnectionOptions);
+  }
+  // Never asked without a default: it only carries what its routes inherit.
+  const route = hasDefault ? options : { ...options, allow: () => false };
+  return outer.with(route as RouteGuard);
+}
+
+// `app.k8sSaAuth` itself, where the routes alone name who may call.
+const unnamed: Pick<Guard, 'check'> = {
+  check: () => Promise.reject(new TypeError('k8sSaAuth was registered without an audience: use app.k8sSaAuth.with({ audience, allow })')),
+};
+
+function asHook(guard: Guard | typeof unnamed, base: Guard | OptInGuard): FastifyGuard {
+  return Object.assign(
+    async function k8sSaAuthGuard(this: FastifyInstance, request: FastifyRequest, reply: FastifyReply): Promise<void> {
+      await admit(guard, request, reply);
+    },
+    {
+      with: (route: RouteGuard): FastifyGuard => {
+        const own = base.with(route);
+        return asHook(own, own);
+      },
+      ready: (signal?: AbortSignal): Promise<void> => base.ready(signal),
+    },
+  );
+}
+
+async function admit(guard: Guard | typeof unnamed, request: FastifyRequest, reply: FastifyReply): Promise<void> {
+  try {
+    const caller = await guard.check(request.raw, request.routeOptions.url);
+    if (caller === undefined || !('responseHeaders' in guard)) return;
+    request.caller = caller;
+    const { vary, ...headers } = guard.responseHeaders;
+    reply.headers(headers);
+    if (vary !== undefined) reply.header('vary', [reply.getHeader('vary') ?? [], vary].flat().join(', '));
+  } catch (error) {
+    // On the reply before it is thrown: custom error handlers drop `error.headers`.
+    if (error instanceof AuthError || error instanceof ClusterError) reply.headers(error.headers);
+    throw error;
+  }
+}
+
+/**
+ * Guards the scope that it is registered in: `await app.register(k8sSaAuth, { audience: 'secret-store', allow: ['api/api'] })`.
+ * A registration in a nested scope decides there, over the same connection and memory.
+ * Fails to load with a TypeError if its options, or a route's `config.k8sSaAuth`, are not understood.
+ */
+export const k8sSaAuth: FastifyPluginAsync<K8sSaAuthOptions> = fastifyPlugin(guardPlugin, { fastify: '5.x', name: '@k8s-sa-auth/fastify' });
+
+export default k8sSaAuth;
+
+async function clientPlugin(app: FastifyInstance, options: ClientOptions): Promise<void> {
+  const client = createServiceClient({ logger: app.log, ...options });
+  app.decorate('serviceClient', client);
+  app.decorate('serviceFetch', client.serviceFetch);
+  app.addHook('onClose', () => client.close());
+}
+
+/** `app.serviceFetch(…)` and `app.serviceClient`, which end with the app: `await app.register(k8sSaAuthClient, { targets })`. */
+export const k8sSaAuthClient: FastifyPluginAsync<ClientOptions> = fastifyPlugin(clientPlugin, {
+  fastify: '5.x',
+  name: '@k8s-sa-auth/fastify-client',
+});
+
+/** The caller of a guarded request. Throws (a 500) on a route without a guard, or behind one that only observes. */
+export function callerOf(request: { readonly caller: Caller | undefined }): Caller {
+  if (request.caller !== undefined) return request.caller;
+  throw new Error('callerOf: nobody was proven on this route. It is public, or its guard only observes');
+}
