@@ -222,7 +222,11 @@ export function createApi({
   }
 
   return (request, response) => {
-    answer(request, response).catch(() => request.socket.destroy());
+    answer(request, response).catch((error: unknown) => {
+      request.socket.destroy();
+      // A client that went away, or our own end, is no fault of ours; anything else is a bug here, and has to be seen.
+      if (!signal.aborted && !request.errored) process.emitWarning(error instanceof Error ? error : String(error));
+    });
   };
 }
 

@@ -41,7 +41,7 @@ export function issueCertificates(): Certificates {
   return {
     ca: pem('CERTIFICATE', caCertificate),
     certificate: pem('CERTIFICATE', serverCertificate),
-    key: server.privateKey.export({ type: 'pkcs8', format: 'pem' }),
+    key: server.privateKey.export({ type: 'pkcs8', format: 'pem' }).toString(),
   };
 }
 

@@ -14,7 +14,7 @@ export interface PodSpec {
   readonly automountServiceAccountToken?: boolean;
   readonly containers?: readonly Container[];
   readonly volumes?: readonly Volume[];
-  readonly [field: string]: unknown;
+  readonly nodeName?: string;
 }
 
 /** A container's environment and mounts. */
@@ -196,7 +196,7 @@ export function createKubelet(cluster: Cluster, directory: string, ca: () => str
   }
 
   function renewToken(
-    { metadata, ...pod }: ClusterObject,
+    pod: ClusterObject,
     request: MountedToken['request'],
     current: MountedToken | undefined,
     always: boolean,
@@ -205,11 +205,11 @@ export function createKubelet(cluster: Cluster, directory: string, ca: () => str
     if (current !== undefined && !always && current.dueAt > now) return current;
     const { audience, expirationSeconds = 3600 } = request;
     const { token, expiresAt } = issueToken(cluster, {
-      namespace: metadata.namespace ?? 'default',
-      serviceAccount: readSpec({ ...pod, metadata }).serviceAccountName ?? 'default',
+      namespace: pod.metadata.namespace ?? 'default',
+      serviceAccount: readSpec(pod).serviceAccountName ?? 'default',
       expirationSeconds,
       ...(audience === undefined || audience === '' ? {} : { audiences: [audience] }),
-      boundObjectRef: { kind: 'Pod', apiVersion: 'v1', name: metadata.name, uid: metadata.uid },
+      boundObjectRef: { kind: 'Pod', apiVersion: 'v1', name: pod.metadata.name, uid: pod.metadata.uid },
     });
     // kubelet, token_manager.go: at 80 % of its life, and after a day at the latest.
     return { request, content: token, dueAt: Math.min(now + (expiresAt - now) * 0.8, now + day) };
@@ -230,8 +230,7 @@ export function createKubelet(cluster: Cluster, directory: string, ca: () => str
 }
 
 /** Reads a pod's spec. */
-export function readSpec(pod: Pick<ClusterObject, 'spec'>): PodSpec {
-  const spec = pod['spec'];
+export function readSpec({ spec }: { readonly spec?: unknown }): PodSpec {
   return typeof spec === 'object' && spec !== null ? spec : {};
 }
 
@@ -247,13 +246,13 @@ function readEnv(pod: ClusterObject, { env = [] }: Container): Readonly<Record<s
 
 function readField(pod: ClusterObject, fieldPath: string): string {
   const { name, namespace = '', uid, labels = {}, annotations = {} } = pod.metadata;
-  const { serviceAccountName = '', nodeName } = readSpec(pod);
+  const { serviceAccountName = '', nodeName = '' } = readSpec(pod);
   const known: Readonly<Record<string, string>> = {
     'metadata.name': name,
     'metadata.namespace': namespace,
     'metadata.uid': uid,
     'spec.serviceAccountName': serviceAccountName,
-    'spec.nodeName': typeof nodeName === 'string' ? nodeName : '',
+    'spec.nodeName': nodeName,
     'status.hostIP': '127.0.0.1',
     'status.podIP': '127.0.0.1',
   };

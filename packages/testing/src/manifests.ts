@@ -17,7 +17,7 @@ const kinds: Readonly<Record<string, readonly string[]>> = {
   'apps/v1': ['Deployment'],
   'rbac.authorization.k8s.io/v1': ['ClusterRole', 'ClusterRoleBinding', 'Role', 'RoleBinding'],
 };
-const clusterScoped = ['Namespace', 'ClusterRole', 'ClusterRoleBinding'];
+const clusterScoped = new Set(['Namespace', 'ClusterRole', 'ClusterRoleBinding']);
 
 /**
  * Reads manifests in YAML, several documents to a file, in the order of the files. A path may hold `*`.
@@ -64,7 +64,7 @@ function parseObject(value: unknown, at: string): NewObject {
   }
   const { name, namespace, ...others } = readRecord(metadata);
   if (typeof name !== 'string' || name === '') throw new Error(`${at}: ${kind} has no metadata.name`);
-  const where = clusterScoped.includes(kind) ? {} : { namespace: typeof namespace === 'string' ? namespace : 'default' };
+  const where = clusterScoped.has(kind) ? {} : { namespace: typeof namespace === 'string' ? namespace : 'default' };
   return { apiVersion, kind, metadata: { name, ...where, ...others }, ...rest };
 }
 

@@ -4,7 +4,7 @@ import { basename, join } from 'node:path';
 import { ensureNamespace, ensureServiceAccount } from './cluster.ts';
 import type { Cluster } from './cluster.ts';
 import { apiAccessPath, apiAccessVolume, readSpec } from './kubelet.ts';
-import type { Kubelet, Mounts, PodSpec } from './kubelet.ts';
+import type { Container, Kubelet, Mounts, PodSpec } from './kubelet.ts';
 import type { ClusterObject } from './objects.ts';
 
 /** A pod that the authority's kubelet has started: its identity and its files. The process in it is the test's. */
@@ -56,7 +56,7 @@ export function createPodObject(
     serviceAccountName,
     nodeName: node,
     volumes: [...volumes, ...(withAccess ? [apiAccessVolume] : [])],
-    containers: containers.map((one) => ({ ...one, volumeMounts: [...(one.volumeMounts ?? []), ...(withAccess ? [mount] : [])] })),
+    containers: withAccess ? containers.map((one) => mountAlso(one, mount)) : containers,
   };
   return objects.create({
     kind: 'Pod',
@@ -65,6 +65,10 @@ export function createPodObject(
     spec: whole,
     status: { phase: 'Running' },
   });
+}
+
+function mountAlso(container: Container, mount: NonNullable<Container['volumeMounts']>[number]): Container {
+  return { ...container, volumeMounts: [...(container.volumeMounts ?? []), mount] };
 }
 
 /** The spec of a pod that has one projected volume, with these tokens, under /var/run/secrets/tokens. */

@@ -59,7 +59,7 @@ export function authorize(objects: Objects, user: UserInfo, asked: Attributes): 
   ];
   const missing: string[] = [];
   for (const binding of bindings) {
-    const subject = readList<Subject>(binding['subjects']).find((one) => isSubject(one, user, binding));
+    const subject = readSubjects(binding).find((one) => isSubject(one, user, binding));
     if (subject === undefined) continue;
     const reference = readRoleRef(binding);
     const role =
@@ -67,7 +67,7 @@ export function authorize(objects: Objects, user: UserInfo, asked: Attributes): 
         ? objects.find('Role', reference.name, binding.metadata.namespace)
         : objects.find('ClusterRole', reference.name);
     if (role === undefined) missing.push(`${reference.kind.toLowerCase()}.${apiGroup} "${reference.name}" not found`);
-    else if (readList<Rule>(role['rules']).some((rule) => allows(rule, asked))) {
+    else if (readRules(role).some((rule) => allows(rule, asked))) {
       return { allowed: true, reason: `RBAC: allowed by ${describeBinding(binding)} of ${describe(reference)} to ${describe(subject)}` };
     }
   }
@@ -135,48 +135,52 @@ function readRoleRef(binding: ClusterObject): { readonly kind: string; readonly 
   return { kind: kind ?? '', name: name ?? '' };
 }
 
-function readList<Item extends object>(value: unknown): readonly Item[] {
-  return Array.isArray(value) ? value.filter((item): item is Item => typeof item === 'object' && item !== null) : [];
+function readSubjects({ subjects }: ClusterObject): readonly Subject[] {
+  return Array.isArray(subjects) ? subjects.filter((one): one is Subject => typeof one === 'object' && one !== null) : [];
+}
+
+function readRules({ rules }: ClusterObject): readonly Rule[] {
+  return Array.isArray(rules) ? rules.filter((one): one is Rule => typeof one === 'object' && one !== null) : [];
 }
 
 const probes = ['/healthz', '/livez', '/readyz', '/version', '/version/'];
 
 /** The roles and bindings that a cluster creates at its first start, cut to those of an identity plane. */
 export const bootstrapRoles: readonly NewObject[] = [
-  role('cluster-admin', [
+  bootstrapRole('cluster-admin', [
     { verbs: ['*'], apiGroups: ['*'], resources: ['*'] },
     { verbs: ['*'], nonResourceURLs: ['*'] },
   ]),
-  role('system:auth-delegator', [
+  bootstrapRole('system:auth-delegator', [
     { verbs: ['create'], apiGroups: ['authentication.k8s.io'], resources: ['tokenreviews'] },
     { verbs: ['create'], apiGroups: ['authorization.k8s.io'], resources: ['subjectaccessreviews'] },
   ]),
-  role('system:basic-user', [
+  bootstrapRole('system:basic-user', [
     { verbs: ['create'], apiGroups: ['authorization.k8s.io'], resources: ['selfsubjectaccessreviews', 'selfsubjectrulesreviews'] },
     { verbs: ['create'], apiGroups: ['authentication.k8s.io'], resources: ['selfsubjectreviews'] },
   ]),
-  role('system:discovery', [
+  bootstrapRole('system:discovery', [
     { verbs: ['get'], nonResourceURLs: ['/api', '/api/*', '/apis', '/apis/*', '/openapi', '/openapi/*', ...probes] },
   ]),
-  role('system:public-info-viewer', [{ verbs: ['get'], nonResourceURLs: probes }]),
-  role('system:service-account-issuer-discovery', [
+  bootstrapRole('system:public-info-viewer', [{ verbs: ['get'], nonResourceURLs: probes }]),
+  bootstrapRole('system:service-account-issuer-discovery', [
     {
       verbs: ['get'],
       nonResourceURLs: ['/.well-known/openid-configuration', '/.well-known/openid-configuration/', '/openid/v1/jwks', '/openid/v1/jwks/'],
     },
   ]),
-  binding('cluster-admin', ['system:masters']),
-  binding('system:basic-user', ['system:authenticated']),
-  binding('system:discovery', ['system:authenticated']),
-  binding('system:public-info-viewer', ['system:authenticated', 'system:unauthenticated']),
-  binding('system:service-account-issuer-discovery', ['system:serviceaccounts']),
+  bootstrapBinding('cluster-admin', ['system:masters']),
+  bootstrapBinding('system:basic-user', ['system:authenticated']),
+  bootstrapBinding('system:discovery', ['system:authenticated']),
+  bootstrapBinding('system:public-info-viewer', ['system:authenticated', 'system:unauthenticated']),
+  bootstrapBinding('system:service-account-issuer-discovery', ['system:serviceaccounts']),
 ];
 
-function role(name: string, rules: readonly Rule[]): NewObject {
+function bootstrapRole(name: string, rules: readonly Rule[]): NewObject {
   return { kind: 'ClusterRole', apiVersion: `${apiGroup}/v1`, metadata: bootstrapMetadata(name), rules };
 }
 
-function binding(name: string, groups: readonly string[]): NewObject {
+function bootstrapBinding(name: string, groups: readonly string[]): NewObject {
   return {
     kind: 'ClusterRoleBinding',
     apiVersion: `${apiGroup}/v1`,

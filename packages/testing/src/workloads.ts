@@ -15,7 +15,7 @@ export interface PodRunner {
   stop(namespace: string, name: string): void;
 }
 
-const workloads = ['Deployment', 'Pod'];
+const workloads = new Set(['Deployment', 'Pod']);
 
 /**
  * Applies manifests and returns the pods that were started. Namespaces come first and workloads last, as a cluster arrives at it in
@@ -24,7 +24,7 @@ const workloads = ['Deployment', 'Pod'];
 export function applyManifests(cluster: Cluster, manifests: readonly Manifest[], runner: PodRunner): readonly Pod[] {
   const { objects } = cluster;
   const isNamespace = ({ object: { kind } }: Manifest): boolean => kind === 'Namespace';
-  const isWorkload = ({ object: { kind } }: Manifest): boolean => workloads.includes(kind);
+  const isWorkload = ({ object: { kind } }: Manifest): boolean => workloads.has(kind);
   const settings = manifests.filter((one) => !isNamespace(one) && !isWorkload(one));
   const at = <Result>({ file, document }: Manifest, act: () => Result): Result => {
     try {

@@ -1,0 +1,197 @@
+// Puts to the authority what was put to a real kube-apiserver 1.36, with its keys, objects and clock, and compares the answers.
+import assert from 'node:assert/strict';
+import { readFileSync } from 'node:fs';
+import { createServer, request as send } from 'node:http';
+import type { AddressInfo } from 'node:net';
+import { after, before, describe, it } from 'node:test';
+import { createApi } from './api.ts';
+import { createCluster } from './cluster.ts';
+import { createFaults } from './faults.ts';
+import { resourceKinds } from './objects.ts';
+import type { NewObject } from './objects.ts';
+import { createSigningKeys, parseToken } from './signing.ts';
+import { parseTarget } from './target.ts';
+
+interface Case {
+  readonly n: number;
+  readonly name: string;
+  readonly at: string;
+  readonly admin: boolean;
+  readonly request: {
+    readonly method: string;
+    readonly path: string;
+    readonly headers: Readonly<Record<string, string>>;
+    readonly body?: unknown;
+  };
+  readonly response: {
+    readonly status: number;
+    readonly headers: Readonly<Record<string, string | boolean>>;
+    readonly body: unknown;
+  };
+}
+
+interface Answer {
+  readonly status: number;
+  readonly headers: Readonly<Record<string, string | boolean>>;
+  readonly body: unknown;
+}
+
+/** Why these are not compared; the README has the table of differences. */
+const differing: Readonly<Record<string, string>> = {
+  'rv-dup-key': 'no Warning for a key that stands twice',
+  'misc-apis-authentication': 'API discovery is not served',
+  'rv-legacy-no-secret': 'no tokens of Secrets',
+  'rv-legacy-api': 'no tokens of Secrets',
+  'rv-legacy-store': 'no tokens of Secrets',
+  'rv-legacy-both': 'no tokens of Secrets',
+};
+
+const read = (name: string): string => readFileSync(new URL(`fixtures/${name}`, import.meta.url), 'utf8');
+const tokens: Readonly<Record<string, string>> = JSON.parse(read('tokens.json'));
+const cases: readonly Case[] = read('recorded.jsonl')
+  .trimEnd()
+  .split('\n')
+  .map((line) => JSON.parse(line));
+const withTokens = (text: string): string => text.replaceAll(/\{\{(jwt-\d+)\}\}/g, (_, name: string) => tokens[name] ?? '');
+
+describe('the authority, asked what a real API server was asked', () => {
+  let now = 0;
+  const cluster = createCluster(
+    createSigningKeys(read('service-account.key')),
+    () => now,
+    new Map([
+      ['admin', { username: 'test-admin', groups: ['system:masters'] }],
+      ['throwaway-plain-token', { username: 'plain-user', uid: 'plain-uid', groups: [] }],
+    ]),
+  );
+  const api = createApi({
+    cluster,
+    faults: createFaults(),
+    calls: [],
+    url: () => 'https://127.0.0.1:16443',
+    signal: new AbortController().signal,
+  });
+  const server = createServer(api);
+
+  before(async () => {
+    await new Promise<void>((resolve) => {
+      server.listen(0, '127.0.0.1', resolve);
+    });
+  });
+  after(() => server.close());
+
+  async function ask({ request: { method, path, headers, body }, admin }: Case): Promise<Answer> {
+    const { port } = server.address() as AddressInfo;
+    const credentials = admin ? { authorization: 'Bearer admin' } : {};
+    const own = Object.entries(headers).flatMap(([name, value]) => (value === '' ? [] : [[name, withTokens(value)] as const]));
+    return new Promise((resolve, reject) => {
+      const options = {
+        host: '127.0.0.1',
+        port,
+        method,
+        path,
+        headers: { 'user-agent': 'curl/8', ...Object.fromEntries(own), ...credentials },
+      };
+      const outgoing = send(options, (response) => {
+        const chunks: Buffer[] = [];
+        response.on('data', (chunk: Buffer) => chunks.push(chunk));
+        response.on('end', () => {
+          const text = Buffer.concat(chunks).toString();
+          const isJson = /json/.test(response.headers['content-type'] ?? '') && response.headers['content-encoding'] === undefined;
+          resolve({ status: response.statusCode ?? 0, headers: pickHeaders(response.headers), body: isJson ? JSON.parse(text) : text });
+        });
+      });
+      outgoing.on('error', reject);
+      const text = typeof body === 'string' ? body : JSON.stringify(body ?? null);
+      outgoing.end(body === undefined || body === null ? undefined : restoreLength(withTokens(text)));
+    });
+  }
+
+  // Objects come and go over HTTP in the recording; here they are put into the store as they were then.
+  function changeObjects({ request: { method, path }, response: { body } }: Case): boolean {
+    const { attributes, query } = parseTarget(method, path);
+    if ('path' in attributes || attributes.subresource !== '') return method === 'PATCH';
+    const kind = resourceKinds.find(({ resource, group }) => resource === attributes.resource && group === attributes.group)?.kind;
+    if (kind === undefined) return false;
+    if (method === 'POST') {
+      cluster.objects.create(body as NewObject);
+      return true;
+    }
+    const { name = '', namespace } = attributes;
+    if (method === 'DELETE') {
+      const terminating = body as NewObject;
+      if (kind === 'Pod' && query.get('gracePeriodSeconds') !== '0') cluster.objects.replace(terminating);
+      else cluster.objects.remove(kind, name, namespace);
+    }
+    return true;
+  }
+
+  it('answers the same', async () => {
+    let compared = 0;
+    const failures: string[] = [];
+    for (const one of cases) {
+      now = Date.parse(one.at);
+      if (changeObjects(one) || differing[one.name] !== undefined) continue;
+      const actual = await ask(one);
+      try {
+        assert.deepEqual(normalize(actual), normalize(expected(one)));
+        compareToken(actual.body, one.response.body);
+        compared += 1;
+      } catch (error) {
+        failures.push(`#${one.n} ${one.name}: ${error instanceof Error ? error.message : String(error)}`);
+      }
+    }
+    assert.deepEqual(failures, []);
+    assert.equal(compared, 205);
+  });
+});
+
+function expected({ response }: Case): Answer {
+  const body: unknown = JSON.parse(withTokens(JSON.stringify(response.body)));
+  return { ...response, body };
+}
+
+/** Bodies of megabytes were recorded as their beginning and their length. */
+function restoreLength(body: string): string {
+  const [, beginning = '', length] = /^(.*)\.\.\.\[(\d+) bytes\]$/.exec(body) ?? [];
+  const end = '","audiences":["secret-store"]}}';
+  return length === undefined ? body : `${beginning.padEnd(Number(length) - end.length, 'x')}${end}`;
+}
+
+function pickHeaders(headers: NodeJS.Dict<string | string[]>): Readonly<Record<string, string | boolean>> {
+  const names = ['content-type', 'cache-control', 'x-content-type-options', 'warning', 'content-encoding', 'vary', 'retry-after'];
+  return {
+    ...Object.fromEntries(names.flatMap((name) => (headers[name] === undefined ? [] : [[name, String(headers[name])]]))),
+    'audit-id': headers['audit-id'] !== undefined,
+    flow: headers['x-kubernetes-pf-flowschema-uid'] !== undefined && headers['x-kubernetes-pf-prioritylevel-uid'] !== undefined,
+  };
+}
+
+function normalize({ status, headers, body }: Answer): unknown {
+  const isCompressed = headers['content-encoding'] !== undefined;
+  const text = JSON.stringify(isCompressed ? null : body)
+    .replaceAll(/\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ/g, 'a time')
+    .replaceAll(/"status":\{"token":"[^"]+"/g, '"status":{"token":"a token"');
+  return { status, headers, body: JSON.parse(text) };
+}
+
+/** A token that was issued has the claims of the recorded one; times are compared by their distance to `iat`. */
+function compareToken(actual: unknown, recorded: unknown): void {
+  const of = (body: unknown): string | undefined => (body as { status?: { token?: string } } | null)?.status?.token;
+  const token = of(recorded);
+  if (token === undefined) return;
+  const describeToken = (raw: string): unknown => {
+    const parsed = parseToken(raw);
+    const { iat, exp, nbf, jti, 'kubernetes.io': bound, ...rest } = parsed?.claims ?? {};
+    const { warnafter, ...names } = bound as { readonly warnafter?: number };
+    return {
+      header: parsed?.header,
+      ...rest,
+      bound: names,
+      jti: typeof jti,
+      order: Object.keys(parsed?.claims ?? {}),
+      life: [exp, nbf, warnafter].map((time) => (time === undefined ? undefined : Number(time) - Number(iat))),
+    };
+  };
+  assert.deepEqual(describeToken(of(actual) ?? ''), describeToken(withTokens(token)));
+}
