@@ -230,7 +230,7 @@ export function createKubelet(cluster: Cluster, directory: string, ca: () => str
 }
 
 /** Reads a pod's spec. */
-export function readSpec({ spec }: { readonly spec?: unknown }): PodSpec {
+export function readSpec({ spec }: Readonly<Record<string, unknown>>): PodSpec {
   return typeof spec === 'object' && spec !== null ? spec : {};
 }
 
