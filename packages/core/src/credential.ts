@@ -67,12 +67,12 @@ function readCredential(rawHeaders: readonly string[], header: TokenHeader): Cre
 }
 
 function removeHeader(request: IncomingRequest, header: TokenHeader): void {
+  // First, since Node makes these two from rawHeaders when they are first read, by a count that it took before.
+  delete request.headers[header];
+  delete request.headersDistinct?.[header];
   for (let at = request.rawHeaders.length - 2; at >= 0; at -= 2) {
     if (isHeader(request.rawHeaders[at], header)) request.rawHeaders.splice(at, 2);
   }
-  // Node computes these two from rawHeaders when they are first asked for, and keeps them.
-  delete request.headers[header];
-  delete request.headersDistinct?.[header];
 }
 
 function isHeader(name: string | undefined, header: TokenHeader): boolean {

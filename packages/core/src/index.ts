@@ -12,6 +12,7 @@ export { type AuthCode, AuthError, ClusterError, TokenFileError, type TokenFileC
 export {
   type ClientOptions,
   createServiceClient,
+  fetchFor,
   type ServiceClient,
   type Target,
   type TargetOptions,

@@ -1,5 +1,7 @@
 // How a token gets onto an outgoing request, and where it may not go.
 
+import type { ServerResponse } from 'node:http';
+
 import { formatCredential, type TokenHeader } from './credential.ts';
 import { createLog, type Logger } from './logger.ts';
 import { refuseUnknown } from './options.ts';
@@ -115,6 +117,24 @@ export function createServiceClient(options: ClientOptions): ServiceClient {
   };
   targetsOf.set(client.serviceFetch, byOrigin);
   return client;
+}
+
+/** The client's fetch for one incoming request: what it called is cancelled when its caller hangs up before the response is finished. */
+export function fetchFor(response: ServerResponse, serviceFetch: typeof fetch): typeof fetch {
+  let gone: AbortController | undefined;
+  return (input, init) => {
+    if (gone === undefined) {
+      const controller = new AbortController();
+      gone = controller;
+      const abort = (): void => {
+        if (!response.writableFinished) controller.abort(new DOMException('The caller hung up', 'AbortError'));
+      };
+      if (response.closed) abort();
+      else response.once('close', abort);
+    }
+    const signal = init?.signal ?? (typeof input === 'object' && 'signal' in input ? input.signal : undefined);
+    return serviceFetch(input, { ...init, signal: signal ? AbortSignal.any([signal, gone.signal]) : gone.signal });
+  };
 }
 
 /** Rejects when the signal aborts, with its reason. */

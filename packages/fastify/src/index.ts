@@ -5,7 +5,6 @@ import {
   type Caller,
   type ClientOptions,
   ClusterError,
-  type ConnectionOptions,
   createGuard,
   createOptInGuard,
   createServiceClient,
@@ -144,19 +143,22 @@ function createBase(
 ): Guard | OptInGuard {
   if (outer === undefined) {
     const logged = { logger: app.log, ...options };
-    return hasDefault ? createGuard(logged as GuardOptions) : createOptInGuard(logged as ConnectionOptions);
+    return hasDefault ? createGuard(logged as GuardOptions) : createOptInGuard(logged);
   }
   // Never asked without a default: it only carries what its routes inherit.
   const route = hasDefault ? options : { ...options, allow: () => false };
   return outer.with(route as RouteGuard);
 }
 
+type Check = Pick<Guard, 'check' | 'responseHeaders'>;
+
 // `app.k8sSaAuth` itself, where the routes alone name who may call.
-const unnamed: Pick<Guard, 'check'> = {
+const unnamed: Check = {
   check: () => Promise.reject(new TypeError('k8sSaAuth was registered without an audience: use app.k8sSaAuth.with({ audience, allow })')),
+  responseHeaders: {},
 };
 
-function asHook(guard: Guard | typeof unnamed, base: Guard | OptInGuard): FastifyGuard {
+function asHook(guard: Check, base: Guard | OptInGuard): FastifyGuard {
   return Object.assign(
     async function k8sSaAuthGuard(this: FastifyInstance, request: FastifyRequest, reply: FastifyReply): Promise<void> {
       await admit(guard, request, reply);
@@ -171,10 +173,10 @@ function asHook(guard: Guard | typeof unnamed, base: Guard | OptInGuard): Fastif
   );
 }
 
-async function admit(guard: Guard | typeof unnamed, request: FastifyRequest, reply: FastifyReply): Promise<void> {
+async function admit(guard: Check, request: FastifyRequest, reply: FastifyReply): Promise<void> {
   try {
     const caller = await guard.check(request.raw, request.routeOptions.url);
-    if (caller === undefined || !('responseHeaders' in guard)) return;
+    if (caller === undefined) return;
     request.caller = caller;
     const { vary, ...headers } = guard.responseHeaders;
     reply.headers(headers);

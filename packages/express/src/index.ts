@@ -1,0 +1,115 @@
+// The guard and the client as Express middleware. Imports nothing of Express: Express 4 and 5, Connect and Nest call it alike.
+
+import type { IncomingMessage, ServerResponse } from 'node:http';
+
+import {
+  AuthError,
+  type Caller,
+  type ClientOptions,
+  ClusterError,
+  createGuard,
+  createServiceClient,
+  fetchFor,
+  type Guard,
+  type GuardOptions,
+  type RouteGuard,
+  type ServiceClient,
+} from '@k8s-sa-auth/core';
+
+export type {
+  Allow,
+  AllowPredicate,
+  AskedFor,
+  AuthCode,
+  Caller,
+  CallerPattern,
+  ClientOptions,
+  GuardOptions,
+  Logger,
+  RouteGuard,
+  ServiceClient,
+} from '@k8s-sa-auth/core';
+export { AuthError, ClusterError, TokenFileError } from '@k8s-sa-auth/core';
+
+declare global {
+  namespace Express {
+    interface Request {
+      /** Who sent the request; undefined where nobody was proven: on public routes, and while observing. */
+      caller?: Caller;
+      /** The client's `serviceFetch`, cancelled when the caller hangs up. Only behind `app.use(k8sSaAuthClient(…))`. */
+      serviceFetch: typeof fetch;
+    }
+  }
+}
+
+type Handler = (req: IncomingMessage, res: ServerResponse, next: (error?: unknown) => void) => void;
+
+/** Middleware: `app.use('/secrets', guard, secrets)`. Guards in a chain add up, each on the same token; public routes stand before them. */
+export interface ExpressGuard extends Handler, AsyncDisposable {
+  /** A guard for routes that decide something for themselves. Throws a TypeError on options that are not understood. */
+  with(route: RouteGuard): ExpressGuard;
+  /** For a readiness probe: see `Guard.ready`. */
+  ready(signal?: AbortSignal): Promise<void>;
+  close(): Promise<void>;
+}
+
+/** Throws a TypeError that says what to write if the options are not understood, or if there is no API server to ask. */
+export function k8sSaAuth(options: GuardOptions): ExpressGuard {
+  const guard = createGuard(options);
+  // Not awaited: a cluster that cannot be asked must not keep the service from starting. The guard warns.
+  setImmediate(() => void guard.ready().catch(() => undefined)).unref();
+  return asMiddleware(guard);
+}
+
+function asMiddleware(guard: Guard): ExpressGuard {
+  const handler: Handler = (req, res, next) => {
+    guard.check(req, routeOf(req)).then(
+      (caller) => {
+        if (caller !== undefined) {
+          Object.assign(req, { caller });
+          const { vary, ...headers } = guard.responseHeaders;
+          for (const [name, value] of Object.entries(headers)) res.setHeader(name, value);
+          if (vary !== undefined) res.appendHeader('vary', vary);
+        }
+        next();
+      },
+      (error: unknown) => {
+        // On the response before it is passed on: custom error handlers drop `error.headers`.
+        if (error instanceof AuthError || error instanceof ClusterError) {
+          for (const [name, value] of Object.entries(error.headers)) res.setHeader(name, value);
+        }
+        next(error);
+      },
+    );
+  };
+  return Object.assign(handler, {
+    with: (route: RouteGuard) => asMiddleware(guard.with(route)),
+    ready: (signal?: AbortSignal) => guard.ready(signal),
+    close: () => guard.close(),
+    [Symbol.asyncDispose]: () => guard.close(),
+  });
+}
+
+// Known where the guard stands in the route itself. Without `baseUrl`, which is part of the URL.
+function routeOf(req: IncomingMessage & { readonly route?: { readonly path?: unknown } }): string | undefined {
+  return typeof req.route?.path === 'string' ? req.route.path : undefined;
+}
+
+/** The client, and middleware that gives each request a `req.serviceFetch` that ends with it: `app.use(client)`. */
+export interface ExpressClient extends Handler, ServiceClient {}
+
+/** Throws a TypeError on options that are not understood. Returns at once and follows the token files from then on. */
+export function k8sSaAuthClient(options: ClientOptions): ExpressClient {
+  const client = createServiceClient(options);
+  const handler: Handler = (req, res, next) => {
+    Object.assign(req, { serviceFetch: fetchFor(res, client.serviceFetch) });
+    next();
+  };
+  return Object.assign(handler, client);
+}
+
+/** The caller of a guarded request. Throws (a 500) on a route without a guard, or behind one that only observes. */
+export function callerOf(req: { readonly caller?: Caller | undefined }): Caller {
+  if (req.caller !== undefined) return req.caller;
+  throw new Error('callerOf: nobody was proven on this route. It is public, or its guard only observes');
+}
