@@ -108,6 +108,7 @@ export function createApi({
     const resource =
       'path' in attributes ? attributes.path : [attributes.resource, attributes.subresource].filter((part) => part !== '').join('/');
     const who = serviceAccount === undefined ? {} : { serviceAccount: serviceAccount.replace(':', '/') };
+    if (calls.length >= 10_000) calls.splice(0, 1000);
     calls.push({ verb: attributes.verb, resource, ...who, status });
   }
 

@@ -19,6 +19,7 @@ export interface Authenticator {
 
 const rememberedMs = 10_000;
 const leewaySeconds = 60;
+const legacyIssuer = 'kubernetes/serviceaccount';
 const anonymous: UserInfo = { username: 'system:anonymous', groups: ['system:unauthenticated'] };
 
 // Go's strings.TrimSpace: String.prototype.trim() knows another set.
@@ -61,7 +62,8 @@ function authenticateToken(cluster: Cluster, token: string, requested: readonly 
     return { user: { ...known, groups: [...known.groups, 'system:authenticated'] }, audiences };
   }
   const parsed = parseToken(token);
-  if (parsed === undefined || !hasIssuer(cluster, token)) return { error: 'invalid bearer token' };
+  const isLegacy = hasIssuer(legacyIssuer, token);
+  if (parsed === undefined || !(isLegacy || hasIssuer(cluster.issuer, token))) return { error: 'invalid bearer token' };
   const keys = cluster.keys.fitting(parsed);
   if (keys.length === 0) return refuse('invalid signature, no keys found');
   if (!keys.some((key) => isSignedBy(key, parsed))) return refuse('go-jose/go-jose: error in cryptographic primitive');
@@ -71,14 +73,34 @@ function authenticateToken(cluster: Cluster, token: string, requested: readonly 
   if (audiences.length === 0) {
     return refuse(`token audiences ${formatList(own)} is invalid for the target audiences ${formatList(requested)}`);
   }
+  if (isLegacy) return authenticateLegacy(cluster, parsed.claims, token, audiences);
   const refusal = checkTimes(parsed.claims, cluster.now()) ?? checkObjects(cluster, readBinding(parsed.claims));
   return refusal === undefined ? { user: describeUser(parsed.claims), audiences } : refuse(refusal);
 }
 
 // The issuer is looked up before the token is parsed, by a stricter decoder: Go's base64 skips line ends, go-jose all white space.
-function hasIssuer({ issuer }: Cluster, token: string): boolean {
+function hasIssuer(issuer: string, token: string): boolean {
   const [, payload = ''] = token.split('.');
   return parseSegment(payload.replaceAll(/[\r\n]/g, ''))?.['iss'] === issuer;
+}
+
+// The token of a Secret, which never expires and lives as long as the Secret holds it.
+function authenticateLegacy(
+  { objects }: Cluster,
+  claims: Readonly<Record<string, unknown>>,
+  token: string,
+  audiences: readonly string[],
+): Authentication {
+  const claim = (name: string): string => readText(claims[`kubernetes.io/serviceaccount/${name}`]);
+  const [namespace, name, uid] = [claim('namespace'), claim('service-account.name'), claim('service-account.uid')];
+  const secret = objects.find('Secret', claim('secret.name'), namespace);
+  if (secret === undefined) return refuse('Token has been invalidated');
+  const copy = Buffer.from(readText(readRecord(secret['data'])['token']), 'base64').toString();
+  if (copy !== token) return refuse("Token does not match server's copy");
+  const account = objects.find('ServiceAccount', name, namespace);
+  if (account === undefined) return refuse(`serviceaccounts "${name}" not found`);
+  if (account.metadata.uid !== uid) return refuse(`ServiceAccount UID (${account.metadata.uid}) does not match claim (${uid})`);
+  return { user: describeAccount(namespace, { name, uid }, {}), audiences };
 }
 
 function checkTimes(claims: Readonly<Record<string, unknown>>, now: number): string | undefined {
@@ -137,9 +159,13 @@ function describeUser(claims: Readonly<Record<string, unknown>>): UserInfo {
     ...(node === undefined || node.uid === '' ? {} : { [`${prefix}/node-uid`]: [node.uid] }),
     ...(pod === undefined ? {} : { [`${prefix}/pod-name`]: [pod.name], [`${prefix}/pod-uid`]: [pod.uid] }),
   };
+  return describeAccount(namespace, serviceAccount, extra);
+}
+
+function describeAccount(namespace: string, { name, uid }: Reference, extra: NonNullable<UserInfo['extra']>): UserInfo {
   return {
-    username: `system:serviceaccount:${namespace}:${serviceAccount.name}`,
-    uid: serviceAccount.uid,
+    username: `system:serviceaccount:${namespace}:${name}`,
+    uid,
     groups: ['system:serviceaccounts', `system:serviceaccounts:${namespace}`, 'system:authenticated'],
     ...(Object.keys(extra).length === 0 ? {} : { extra }),
   };

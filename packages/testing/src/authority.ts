@@ -1,5 +1,6 @@
 // Puts the authority together: one cluster, its API behind a socket, its kubelet, and the handles by which a test moves them.
 import { randomBytes } from 'node:crypto';
+import { setMaxListeners } from 'node:events';
 import { mkdtempSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -59,7 +60,7 @@ export interface Authority extends AsyncDisposable {
   readonly caFile: string;
   /** A kubeconfig of a cluster administrator; `close()` removes it. */
   readonly kubeconfig: string;
-  /** Every request that was answered, oldest first; never a token. */
+  /** The requests that were answered, oldest first, at most the last 10 000; never a token. */
   readonly calls: readonly Call[];
   /** The pods that were started, oldest first, until they are deleted. */
   readonly pods: readonly Pod[];
@@ -110,6 +111,8 @@ export async function createAuthority({ manifests, port = 0 }: AuthorityOptions 
   const faults = createFaults();
   const calls: Call[] = [];
   const closing = new AbortController();
+  // Each request that is slow listens to it.
+  setMaxListeners(0, closing.signal);
   const outages = new Set<symbol>();
   let pods: readonly Pod[] = [];
   let url = '';
@@ -205,7 +208,7 @@ export async function createAuthority({ manifests, port = 0 }: AuthorityOptions 
     async close() {
       closing.abort();
       kubelet.close();
-      listener.stop();
+      listener.close();
       rmSync(directory, { recursive: true, force: true });
     },
     [Symbol.asyncDispose]: () => authority.close(),

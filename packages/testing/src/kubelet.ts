@@ -71,9 +71,8 @@ export interface Kubelet {
 }
 
 interface MountedToken {
-  readonly request: NonNullable<Source['serviceAccountToken']>;
-  content: string;
-  dueAt: number;
+  readonly content: string;
+  readonly dueAt: number;
 }
 
 interface MountedVolume {
@@ -147,15 +146,7 @@ export function createKubelet(cluster: Cluster, directory: string, ca: () => str
     rotateDue() {
       const now = cluster.now();
       for (const volume of mounted) {
-        const due = [...volume.tokens.values()].filter(({ dueAt }) => dueAt <= now);
-        if (due.length === 0) continue;
-        try {
-          write(volume, false);
-        } catch (error) {
-          if (!(error instanceof StatusError)) throw error;
-          // A real kubelet keeps the old token and tries again.
-          for (const token of due) token.dueAt = now + retryMs;
-        }
+        if ([...volume.tokens.values()].some(({ dueAt }) => dueAt <= now)) write(volume, false);
       }
       schedule();
     },
@@ -197,22 +188,28 @@ export function createKubelet(cluster: Cluster, directory: string, ca: () => str
 
   function renewToken(
     pod: ClusterObject,
-    request: MountedToken['request'],
+    request: NonNullable<Source['serviceAccountToken']>,
     current: MountedToken | undefined,
     always: boolean,
   ): MountedToken {
     const now = cluster.now();
     if (current !== undefined && !always && current.dueAt > now) return current;
     const { audience, expirationSeconds = 3600 } = request;
-    const { token, expiresAt } = issueToken(cluster, {
-      namespace: pod.metadata.namespace ?? 'default',
-      serviceAccount: readSpec(pod).serviceAccountName ?? 'default',
-      expirationSeconds,
-      ...(audience === undefined || audience === '' ? {} : { audiences: [audience] }),
-      boundObjectRef: { kind: 'Pod', apiVersion: 'v1', name: pod.metadata.name, uid: pod.metadata.uid },
-    });
-    // kubelet, token_manager.go: at 80 % of its life, and after a day at the latest.
-    return { request, content: token, dueAt: Math.min(now + (expiresAt - now) * 0.8, now + day) };
+    try {
+      const { token, expiresAt } = issueToken(cluster, {
+        namespace: pod.metadata.namespace ?? 'default',
+        serviceAccount: readSpec(pod).serviceAccountName ?? 'default',
+        expirationSeconds,
+        ...(audience === undefined || audience === '' ? {} : { audiences: [audience] }),
+        boundObjectRef: { kind: 'Pod', apiVersion: 'v1', name: pod.metadata.name, uid: pod.metadata.uid },
+      });
+      // kubelet, token_manager.go: at 80 % of its life, and after a day at the latest.
+      return { content: token, dueAt: Math.min(now + (expiresAt - now) * 0.8, now + day) };
+    } catch (error) {
+      // A real kubelet keeps the old token and tries again.
+      if (error instanceof StatusError && current !== undefined && !always) return { ...current, dueAt: now + retryMs };
+      throw error;
+    }
   }
 
   function readConfigMap(pod: ClusterObject, { name, items }: NonNullable<Source['configMap']>): readonly (readonly [string, string])[] {

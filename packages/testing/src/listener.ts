@@ -11,8 +11,10 @@ export interface Listener {
   setCertificates(certificates: Certificates): void;
   /** Stops listening and cuts every connection, before it returns. */
   stop(): void;
-  /** Listens again on the same port. Rejects where another process has taken it. */
+  /** Listens again on the same port, unless it was closed. Rejects where another process has taken it. */
   start(): Promise<void>;
+  /** Stops for good. */
+  close(): void;
 }
 
 const host = '127.0.0.1';
@@ -36,14 +38,21 @@ export async function createListener(
   async function listen(on: number): Promise<void> {
     server.listen(on, host);
     isListening = true;
-    await once(server, 'listening');
+    try {
+      await once(server, 'listening');
+    } catch (error) {
+      isListening = false;
+      throw error;
+    }
   }
 
   await listen(port);
   const bound = (server.address() as AddressInfo).port;
   let starting: Promise<void> | undefined;
 
-  return {
+  let isClosed = false;
+
+  const listener: Listener = {
     port: bound,
     setCertificates({ certificate, key }) {
       server.setSecureContext({ cert: certificate, key });
@@ -55,8 +64,13 @@ export async function createListener(
       for (const socket of connections) socket.destroy();
     },
     async start() {
-      if (!isListening) starting = listen(bound);
+      if (!isListening && !isClosed) starting = listen(bound);
       await starting;
     },
+    close() {
+      isClosed = true;
+      listener.stop();
+    },
   };
+  return listener;
 }
