@@ -75,6 +75,7 @@ export function connectApiServer(options: ApiServer | undefined, log: Log): ApiS
   const endpoint = findEndpoint(options);
   const agent = new Agent({ keepAlive: true, maxSockets: maxInFlight, maxFreeSockets: maxInFlight, timeout: idleMs });
   let current: Credentials | undefined;
+  let claims: Claims | undefined;
   let readAtMs = 0;
   let reading: Promise<Credentials> | undefined;
   let failing = false;
@@ -93,6 +94,7 @@ export function connectApiServer(options: ApiServer | undefined, log: Log): ApiS
   async function reload(): Promise<Credentials> {
     try {
       current = await endpoint.readCredentials();
+      claims = claimsOf((current.headers['authorization'] ?? '').replace(/^Bearer /, ''));
       failing = false;
     } catch (error) {
       const message = `The credentials for the API server cannot be read: ${error instanceof Error ? error.message : String(error)}`;
@@ -131,8 +133,8 @@ export function connectApiServer(options: ApiServer | undefined, log: Log): ApiS
   return {
     ask,
     async ownClaims() {
-      const authorization = (await credentials()).headers['authorization'] ?? '';
-      return claimsOf(authorization.replace(/^Bearer /, ''));
+      await credentials();
+      return claims;
     },
     close() {
       closed = true;
@@ -235,7 +237,7 @@ function findEndpoint(options: ApiServer | undefined): Endpoint {
   if (options !== undefined) {
     refuseUnknown('"apiServer"', options, 'kubeconfig' in options ? ['kubeconfig', 'context'] : ['url', 'caFile', 'tokenFile']);
     if ('kubeconfig' in options) return kubeconfigEndpoint(options.kubeconfig, options.context);
-    return fileEndpoint(readHttpsUrl(options.url, '"apiServer.url"'), podPath(options.caFile), podPath(options.tokenFile));
+    return fileEndpoint(readHttpsUrl(options.url, '"apiServer.url"'), options.caFile, options.tokenFile);
   }
   const { KUBERNETES_SERVICE_HOST: host, KUBERNETES_SERVICE_PORT: port } = process.env;
   if (!host || !port) return kubeconfigEndpoint(undefined, undefined);

@@ -31,17 +31,14 @@ export const decisionChannel = 'k8s-sa-auth:decision';
 
 const decisions = channel(decisionChannel);
 
+const messages = {
+  refused: ['Request refused', 'Request would be refused'],
+  unavailable: ['Request answered 503: nobody knows who is calling', 'Request not decided: nobody knows who is calling'],
+} as const;
+
 export function reportDecision(decision: Decision, log: Log): void {
   if (decisions.hasSubscribers) decisions.publish(decision);
   if (decision.outcome === 'allowed') return;
   const { caller, ...rest } = decision;
-  log.info(
-    { ...rest, ...(caller && { caller: caller.serviceAccount }) },
-    decision.enforced ? 'Request refused' : 'Request would be refused',
-  );
-}
-
-/** At most 256 printable ASCII characters of what the API server said. */
-export function printable(text: string): string {
-  return text.replaceAll(/[^\x20-\x7e]/g, ' ').slice(0, 256);
+  log.info({ ...rest, ...(caller && { caller: caller.serviceAccount }) }, messages[decision.outcome][decision.enforced ? 0 : 1]);
 }

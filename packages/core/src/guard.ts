@@ -3,7 +3,7 @@
 import { ApiServerError, connectApiServer } from './api-server.ts';
 import type { AskedFor, Caller } from './caller.ts';
 import { type IncomingRequest, refusalError, responseHeadersFor, takeCredential, unavailableError } from './credential.ts';
-import { type Decision, printable, reportDecision } from './decision.ts';
+import { type Decision, reportDecision } from './decision.ts';
 import { type AuthCode, ClusterError } from './errors.ts';
 import { createLog } from './logger.ts';
 import {
@@ -182,7 +182,7 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
           enforced,
           ...(outcome === 'unavailable' ? { code: 'review_unavailable' } : code && { code }),
           ...(reason && { reason }),
-          ...(detail && { detail: printable(detail) }),
+          ...(detail && { detail }),
           ...(caller && { caller }),
           audiences: route.audiences,
           request,

@@ -5,11 +5,11 @@ import { type Answer, type ApiServerConnection, ApiServerError } from './api-ser
 import { type Caller, createCaller, formatUsername, parseUsername } from './caller.ts';
 import { asObject, type Claims } from './screening.ts';
 
-/** What the cluster said of a token. `unavailable`: nobody knows; `ours`: because of our own limits, not the cluster's trouble. */
+/** What the cluster said of a token; `unavailable`: nobody knows. */
 export type Verdict =
   | { readonly outcome: 'accepted'; readonly caller: Caller }
   | { readonly outcome: 'refused'; readonly reason: string; readonly detail?: string }
-  | { readonly outcome: 'unavailable'; readonly reason: string; readonly detail?: string; readonly ours?: true };
+  | { readonly outcome: 'unavailable'; readonly reason: string; readonly detail?: string };
 
 /** Asks the cluster about a token that was screened for these audiences. Rejects only where our own options are wrong. */
 export async function reviewToken(
@@ -60,8 +60,8 @@ export function readReview(answer: Answer, token: string, claims: Claims, audien
 
   const { authenticated = false, error = '' } = status;
   if (typeof authenticated !== 'boolean' || typeof error !== 'string') return { outcome: 'unavailable', reason: 'not_a_token_review' };
-  if (isOutage(error)) return { outcome: 'unavailable', reason: 'review_timed_out_inside', detail: error };
-  if (!authenticated || error !== '') return { outcome: 'refused', reason: 'review_refused', ...(error && { detail: error }) };
+  if (isOutage(error)) return { outcome: 'unavailable', reason: 'review_timed_out_inside', detail: printable(error) };
+  if (!authenticated || error !== '') return { outcome: 'refused', reason: 'review_refused', ...(error && { detail: printable(error) }) };
 
   const answered = readStrings(status['audiences']) ?? [];
   const matched = audiences.filter((audience) => answered.includes(audience));
@@ -88,13 +88,19 @@ const reasons: Readonly<Record<number, string>> = {
 function unusable({ status, body }: Answer): Verdict {
   const message = parseObject(body)?.['message'];
   const reason = reasons[status] ?? (status >= 500 ? 'api_server_error' : 'unexpected_status');
-  return { outcome: 'unavailable', reason, detail: typeof message === 'string' ? `${status} ${message}` : String(status) };
+  return { outcome: 'unavailable', reason, detail: printable(`${status} ${typeof message === 'string' ? message : ''}`.trim()) };
 }
 
 // The API server answers 201 when it could not look the ServiceAccount up: its own time-outs are not the token's fault.
 function isOutage(error: string): boolean {
   const text = error.replaceAll(/^\[|\]$/g, '');
   return text.endsWith('context deadline exceeded') || text.includes(', Get "https://') || text.includes('etcdserver:');
+}
+
+// What a server says is for the operator's eyes: no token that it may have echoed, nothing that a terminal would obey, and not at any length.
+function printable(text: string): string {
+  const withoutTokens = text.replaceAll(/\be[wy][\w-]{6,}\.[\w-]+(?:\.[\w-]*)?/g, '[token]');
+  return withoutTokens.replaceAll(/[^\x20-\x7e]/g, ' ').slice(0, 256);
 }
 
 /** Whether the cluster lets us create TokenReviews. Rejects with an ApiServerError when it cannot be asked. */

@@ -104,7 +104,7 @@ export function createVerdicts({ cacheTtlMs, refusalTtlMs, staleIfErrorMs }: Mem
       inFlight += 1;
       return undefined;
     }
-    if (waiting >= maxWaiting) return { outcome: 'unavailable', reason: 'queue_full', ours: true };
+    if (waiting >= maxWaiting) return { outcome: 'unavailable', reason: 'queue_full' };
     waiting += 1;
     const isMine = await new Promise<boolean>((resolve) => {
       const take = (): void => {
@@ -119,7 +119,7 @@ export function createVerdicts({ cacheTtlMs, refusalTtlMs, staleIfErrorMs }: Mem
       queue.push(take);
     });
     waiting -= 1;
-    return isMine ? undefined : { outcome: 'unavailable', reason: 'queue_timeout', ours: true };
+    return isMine ? undefined : { outcome: 'unavailable', reason: 'queue_timeout' };
   }
 
   return {
@@ -142,7 +142,7 @@ export function createVerdicts({ cacheTtlMs, refusalTtlMs, staleIfErrorMs }: Mem
         flights.set(key, mine);
         return mine;
       }
-      if (waiting >= maxWaiting) return { outcome: 'unavailable', reason: 'queue_full', ours: true, source: 'review' };
+      if (waiting >= maxWaiting) return { outcome: 'unavailable', reason: 'queue_full', source: 'review' };
       waiting += 1;
       try {
         return await flight;
