@@ -1,19 +1,14 @@
 import assert from 'node:assert/strict';
 import { existsSync, lstatSync, mkdtempSync, readdirSync, readFileSync, readlinkSync, rmSync, statSync, writeFileSync } from 'node:fs';
-import { Agent, request as send } from 'node:https';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { afterEach, beforeEach, describe, it } from 'node:test';
 import { createAuthority } from './authority.ts';
 import type { Authority } from './authority.ts';
+import { ask } from './fixtures/ask.ts';
+import type { Answer } from './fixtures/ask.ts';
 import type { Pod } from './pods.ts';
 import { parseToken } from './signing.ts';
-
-interface Answer {
-  readonly status: number;
-  readonly headers: NodeJS.Dict<string | string[]>;
-  readonly text: string;
-}
 
 interface ReviewStatus {
   readonly authenticated?: boolean;
@@ -23,27 +18,6 @@ interface ReviewStatus {
 }
 
 const reviewPath = '/apis/authentication.k8s.io/v1/tokenreviews';
-
-/** Talks to the API server as the pod's process does: with the files that it finds. */
-async function ask({ apiServer }: Pick<Pod, 'apiServer'>, method: string, path: string, body?: object): Promise<Answer> {
-  const token = readFileSync(apiServer.tokenFile, 'utf8');
-  const ca = readFileSync(apiServer.caFile);
-  const agent = new Agent({ keepAlive: false });
-  return new Promise((resolve, reject) => {
-    const headers = { authorization: `Bearer ${token}`, ...(body === undefined ? {} : { 'content-type': 'application/json' }) };
-    const outgoing = send(`${apiServer.url}${path}`, { method, ca, agent, headers }, (response) => {
-      let text = '';
-      response.setEncoding('utf8');
-      response.on('data', (chunk: string) => {
-        text += chunk;
-      });
-      response.on('end', () => resolve({ status: response.statusCode ?? 0, headers: response.headers, text }));
-      response.on('error', reject);
-    });
-    outgoing.on('error', reject);
-    outgoing.end(body === undefined ? undefined : JSON.stringify(body));
-  });
-}
 
 function askReview(pod: Pod, token: string, audiences: readonly string[] = ['store']): Promise<Answer> {
   return ask(pod, 'POST', reviewPath, { spec: { token, audiences } });
