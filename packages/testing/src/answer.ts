@@ -60,10 +60,9 @@ export function checkAcceptable(request: IncomingMessage): void {
 
 /** The answer to a refusal. */
 export function refusal(error: StatusError): Answer {
-  const isForbiddenByAuthorizer = error.code === 403;
   return {
     status: error.code,
-    ...(isForbiddenByAuthorizer ? { headers: { 'X-Content-Type-Options': 'nosniff' } } : {}),
+    ...(error.code === 403 ? { headers: { 'X-Content-Type-Options': 'nosniff' } } : {}),
     body: formatStatus(error),
   };
 }

@@ -2,6 +2,8 @@
 // which order, and for how long it remembers a success.
 import { createHash } from 'node:crypto';
 import type { Cluster } from './cluster.ts';
+import { isRecord, readRecord, readText, readTexts } from './json.ts';
+import type { JsonRecord } from './json.ts';
 import type { ClusterObject } from './objects.ts';
 import type { UserInfo } from './rbac.ts';
 import { isSignedBy, parseSegment, parseToken } from './signing.ts';
@@ -85,12 +87,7 @@ function hasIssuer(issuer: string, token: string): boolean {
 }
 
 // The token of a Secret, which never expires and lives as long as the Secret holds it.
-function authenticateLegacy(
-  { objects }: Cluster,
-  claims: Readonly<Record<string, unknown>>,
-  token: string,
-  audiences: readonly string[],
-): Authentication {
+function authenticateLegacy({ objects }: Cluster, claims: JsonRecord, token: string, audiences: readonly string[]): Authentication {
   const claim = (name: string): string => readText(claims[`kubernetes.io/serviceaccount/${name}`]);
   const [namespace, name, uid] = [claim('namespace'), claim('service-account.name'), claim('service-account.uid')];
   const secret = objects.find('Secret', claim('secret.name'), namespace);
@@ -103,7 +100,7 @@ function authenticateLegacy(
   return { user: describeAccount(namespace, { name, uid }, {}), audiences };
 }
 
-function checkTimes(claims: Readonly<Record<string, unknown>>, now: number): string | undefined {
+function checkTimes(claims: JsonRecord, now: number): string | undefined {
   const seconds = now / 1000;
   const { nbf, exp, iat } = claims;
   if (typeof nbf === 'number' && seconds + leewaySeconds < nbf) return 'service account token is not valid yet';
@@ -149,7 +146,7 @@ function isGone({ metadata }: ClusterObject, now: number): boolean {
   return deletionTimestamp !== undefined && Date.parse(deletionTimestamp) < now - leewaySeconds * 1000;
 }
 
-function describeUser(claims: Readonly<Record<string, unknown>>): UserInfo {
+function describeUser(claims: JsonRecord): UserInfo {
   const { namespace, serviceAccount, pod, node } = readBinding(claims);
   const prefix = 'authentication.kubernetes.io';
   const id = claims['jti'];
@@ -171,7 +168,7 @@ function describeAccount(namespace: string, { name, uid }: Reference, extra: Non
   };
 }
 
-function readBinding(claims: Readonly<Record<string, unknown>>): Binding {
+function readBinding(claims: JsonRecord): Binding {
   const bound = readRecord(claims['kubernetes.io']);
   return {
     namespace: readText(bound['namespace']),
@@ -183,22 +180,12 @@ function readBinding(claims: Readonly<Record<string, unknown>>): Binding {
 }
 
 function readReference(value: unknown): Reference | undefined {
-  if (typeof value !== 'object' || value === null) return undefined;
-  const { name, uid } = readRecord(value);
-  return { name: readText(name), uid: readText(uid) };
+  return isRecord(value) ? { name: readText(value['name']), uid: readText(value['uid']) } : undefined;
 }
 
 function readAudiences(value: unknown, implicit: readonly string[]): readonly string[] {
-  const list = (Array.isArray(value) ? value : [value]).filter((one): one is string => typeof one === 'string');
+  const list = readTexts(value);
   return list.length === 0 ? implicit : list;
-}
-
-function readRecord(value: unknown): Readonly<Record<string, unknown>> {
-  return typeof value === 'object' && value !== null ? Object.fromEntries(Object.entries(value)) : {};
-}
-
-function readText(value: unknown): string {
-  return typeof value === 'string' ? value : '';
 }
 
 /** What both hold, in the order of the request, its duplicates kept. */

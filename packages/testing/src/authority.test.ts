@@ -176,6 +176,14 @@ describe('createAuthority', () => {
       assert.notEqual(readToken(reviewer, 'api'), before);
     });
 
+    it('rotates by itself', async ({ mock }) => {
+      mock.timers.enable({ apis: ['setTimeout', 'Date'], now: Date.now() });
+      const pod = await authority.pod('api/api', { tokens: { store: 'store' } });
+      const before = readToken(pod, 'store');
+      mock.timers.tick(2_881_000);
+      assert.notEqual(readToken(pod, 'store'), before);
+    });
+
     it('keeps the old token where no new one is issued', async () => {
       const before = readToken(reviewer, 'api');
       await authority.delete('serviceaccount', 'store/store');

@@ -1,6 +1,8 @@
 // The only place that reads a request's body: what a real API server says of a body that is broken, of another kind or of the wrong
 // type, what it drops, and what it records as set in managedFields.
 import { parse as parseYaml } from 'yaml';
+import { isRecord } from './json.ts';
+import type { JsonRecord } from './json.ts';
 import { badRequest, StatusError } from './status.ts';
 
 /** What a field of an API type may hold. */
@@ -22,7 +24,7 @@ export interface BodyType {
 
 /** A body as it was understood: fields in the type's order, empty ones left out. */
 export interface DecodedBody {
-  readonly object: Readonly<Record<string, unknown>>;
+  readonly object: JsonRecord;
   readonly warnings: readonly string[];
 }
 
@@ -77,7 +79,7 @@ export function decodeBody(
 /** Formats metadata.managedFields as the server sets them for an object that was posted with this user agent. */
 export function formatManagedFields(
   type: BodyType,
-  object: Readonly<Record<string, unknown>>,
+  object: JsonRecord,
   { manager, time, subresource }: { readonly manager: string; readonly time: string; readonly subresource?: string },
 ): readonly object[] {
   const sent = { ...object };
@@ -116,7 +118,7 @@ function ownFields(value: unknown, shape: Shape): object {
   return { ...('map' in shape || shape.pointer === true ? { '.': {} } : {}), ...Object.fromEntries(named) };
 }
 
-function parseBody(type: BodyType, body: string, yaml: boolean): Readonly<Record<string, unknown>> {
+function parseBody(type: BodyType, body: string, yaml: boolean): JsonRecord {
   const unrecognized = (why: string): StatusError =>
     badRequest(
       `the object provided is unrecognized (must be of type ${type.kind}): couldn't get version/kind; json parse error: ${why} (${summarize(body)})`,
@@ -153,13 +155,7 @@ function summarize(body: string): string {
 
 type Refuse = (message: string) => StatusError;
 
-function decodeStruct(
-  value: Readonly<Record<string, unknown>>,
-  shape: Struct,
-  path: string,
-  warnings: string[],
-  refuse: Refuse,
-): Readonly<Record<string, unknown>> {
+function decodeStruct(value: JsonRecord, shape: Struct, path: string, warnings: string[], refuse: Refuse): JsonRecord {
   for (const name of Object.keys(value)) {
     if (!Object.hasOwn(shape.fields, name)) warnings.push(`unknown field "${path}${name}"`);
   }
@@ -222,10 +218,6 @@ function goName(shape: Shape): string {
 function goType(value: unknown): string {
   if (Array.isArray(value)) return 'array';
   return typeof value === 'boolean' ? 'bool' : typeof value;
-}
-
-function isRecord(value: unknown): value is Readonly<Record<string, unknown>> {
-  return typeof value === 'object' && value !== null && !Array.isArray(value);
 }
 
 function isText(value: unknown): value is string {

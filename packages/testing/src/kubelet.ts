@@ -2,6 +2,8 @@
 import { mkdirSync, mkdtempSync } from 'node:fs';
 import { join } from 'node:path';
 import type { Cluster } from './cluster.ts';
+import { readRecord } from './json.ts';
+import type { JsonRecord } from './json.ts';
 import type { ClusterObject } from './objects.ts';
 import { StatusError } from './status.ts';
 import { issueToken } from './token-request.ts';
@@ -214,8 +216,7 @@ export function createKubelet(cluster: Cluster, directory: string, ca: () => str
 
   function readConfigMap(pod: ClusterObject, { name, items }: NonNullable<Source['configMap']>): readonly (readonly [string, string])[] {
     const kept = name === undefined ? undefined : cluster.objects.find('ConfigMap', name, pod.metadata.namespace);
-    const data: Readonly<Record<string, unknown>> =
-      name === 'kube-root-ca.crt' ? { 'ca.crt': ca() } : Object.fromEntries(Object.entries(kept?.['data'] ?? {}));
+    const data = name === 'kube-root-ca.crt' ? { 'ca.crt': ca() } : readRecord(kept?.['data']);
     const wanted = items ?? Object.keys(data).map((key) => ({ key, path: key }));
     return wanted.flatMap(({ key, path }) => {
       const content = data[key];
@@ -227,8 +228,8 @@ export function createKubelet(cluster: Cluster, directory: string, ca: () => str
 }
 
 /** Reads a pod's spec. */
-export function readSpec({ spec }: Readonly<Record<string, unknown>>): PodSpec {
-  return typeof spec === 'object' && spec !== null ? spec : {};
+export function readSpec({ spec }: JsonRecord): PodSpec {
+  return readRecord(spec);
 }
 
 function readEnv(pod: ClusterObject, { env = [] }: Container): Readonly<Record<string, string>> {

@@ -1,6 +1,7 @@
 // The only place that reads manifests: which files, which documents, which kinds, and what a workload's pod looks like.
 import { globSync, readFileSync } from 'node:fs';
 import { parseAllDocuments } from 'yaml';
+import { isRecord, readRecord } from './json.ts';
 import type { NewObject } from './objects.ts';
 import type { PodSpec } from './kubelet.ts';
 
@@ -31,11 +32,11 @@ export function readManifests(paths: string | readonly string[]): readonly Manif
 export function readTemplate({ file, document, object }: Manifest): { readonly labels: object | undefined; readonly spec: PodSpec } {
   const { template }: { readonly template?: unknown } = readRecord(object['spec']);
   const { metadata, spec }: { readonly metadata?: unknown; readonly spec?: unknown } = readRecord(template);
-  if (typeof spec !== 'object' || spec === null) {
+  if (!isRecord(spec)) {
     throw new Error(`${file}, document ${document}: Deployment ${object.metadata.name} has no spec.template.spec`);
   }
   const { labels }: { readonly labels?: unknown } = readRecord(metadata);
-  return { labels: typeof labels === 'object' && labels !== null ? labels : undefined, spec };
+  return { labels: isRecord(labels) ? labels : undefined, spec };
 }
 
 function listFiles(path: string): readonly string[] {
@@ -66,8 +67,4 @@ function parseObject(value: unknown, at: string): NewObject {
   if (typeof name !== 'string' || name === '') throw new Error(`${at}: ${kind} has no metadata.name`);
   const where = clusterScoped.has(kind) ? {} : { namespace: typeof namespace === 'string' ? namespace : 'default' };
   return { apiVersion, kind, metadata: { name, ...where, ...others }, ...rest };
-}
-
-function readRecord(value: unknown): Readonly<Record<string, unknown>> {
-  return typeof value === 'object' && value !== null ? Object.fromEntries(Object.entries(value)) : {};
 }

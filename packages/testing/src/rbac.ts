@@ -1,4 +1,5 @@
 // The only place that decides who may do what: RBAC's rules, and the roles that every cluster has from the start.
+import { isRecord, readRecord } from './json.ts';
 import type { ClusterObject, NewObject, Objects } from './objects.ts';
 import { StatusError } from './status.ts';
 
@@ -130,17 +131,16 @@ function describe({ kind, name, namespace }: Subject): string {
 }
 
 function readRoleRef(binding: ClusterObject): { readonly kind: string; readonly name: string } {
-  const reference = binding['roleRef'];
-  const { kind, name }: RoleRef = typeof reference === 'object' && reference !== null ? reference : {};
+  const { kind, name }: RoleRef = readRecord(binding['roleRef']);
   return { kind: kind ?? '', name: name ?? '' };
 }
 
 function readSubjects({ subjects }: ClusterObject): readonly Subject[] {
-  return Array.isArray(subjects) ? subjects.filter((one): one is Subject => typeof one === 'object' && one !== null) : [];
+  return Array.isArray(subjects) ? subjects.filter((one): one is Subject => isRecord(one)) : [];
 }
 
 function readRules({ rules }: ClusterObject): readonly Rule[] {
-  return Array.isArray(rules) ? rules.filter((one): one is Rule => typeof one === 'object' && one !== null) : [];
+  return Array.isArray(rules) ? rules.filter((one): one is Rule => isRecord(one)) : [];
 }
 
 const probes = ['/healthz', '/livez', '/readyz', '/version', '/version/'];

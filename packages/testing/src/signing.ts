@@ -3,11 +3,13 @@
 import { constants, createHash, createPrivateKey, createPublicKey, generateKeyPair, generateKeyPairSync, sign, verify } from 'node:crypto';
 import type { KeyObject } from 'node:crypto';
 import { promisify } from 'node:util';
+import { isRecord } from './json.ts';
+import type { JsonRecord } from './json.ts';
 
 /** A JWT that was parsed and not yet verified. */
 export interface ParsedToken {
-  readonly header: Readonly<Record<string, unknown>>;
-  readonly claims: Readonly<Record<string, unknown>>;
+  readonly header: JsonRecord;
+  readonly claims: JsonRecord;
   readonly signed: string;
   readonly signature: Buffer;
 }
@@ -96,7 +98,7 @@ export function parseToken(token: string): ParsedToken | undefined {
 }
 
 /** Reads a base64url segment that holds a JSON object; `undefined` where it does not. */
-export function parseSegment(segment: string): Readonly<Record<string, unknown>> | undefined {
+export function parseSegment(segment: string): JsonRecord | undefined {
   const bytes = decodeSegment(segment);
   if (bytes === undefined) return undefined;
   try {
@@ -105,10 +107,6 @@ export function parseSegment(segment: string): Readonly<Record<string, unknown>>
   } catch {
     return undefined;
   }
-}
-
-function isRecord(value: unknown): value is Record<string, unknown> {
-  return typeof value === 'object' && value !== null && !Array.isArray(value);
 }
 
 function decodeSegment(segment: string): Buffer | undefined {

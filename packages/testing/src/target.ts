@@ -12,7 +12,8 @@ export interface Target {
 
 /** Reads what a request asks for, as apiserver's RequestInfo does. */
 export function parseTarget(method: string, url: string): Target {
-  const { pathname, searchParams } = new URL(url, 'https://authority');
+  const [pathname = '/', query = ''] = url.split('?', 2);
+  const searchParams = new URLSearchParams(query);
   const at = { path: pathname, query: searchParams };
   const segments = pathname.split('/').filter((segment) => segment !== '');
   const [root, ...rest] = segments;
@@ -23,7 +24,7 @@ export function parseTarget(method: string, url: string): Target {
   const [first, second, ...inner] = parts;
   const inNamespace = first === 'namespaces' && second !== undefined && inner.length > 0;
   const [resource = '', name = '', subresource = ''] = inNamespace ? inner : parts;
-  const namespace = first === 'namespaces' && second !== undefined ? decodeURIComponent(second) : '';
+  const namespace = first === 'namespaces' && second !== undefined ? decode(second) : '';
   return {
     ...at,
     version,
@@ -32,10 +33,18 @@ export function parseTarget(method: string, url: string): Target {
       group,
       resource,
       subresource,
-      name: decodeURIComponent(name),
+      name: decode(name),
       namespace,
     },
   };
+}
+
+function decode(segment: string): string {
+  try {
+    return decodeURIComponent(segment);
+  } catch {
+    return segment;
+  }
 }
 
 function verbOf(method: string, isCollection: boolean, query: URLSearchParams): string {

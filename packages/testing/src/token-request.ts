@@ -3,6 +3,7 @@ import { randomUUID } from 'node:crypto';
 import type { Cluster } from './cluster.ts';
 import { bodyType } from './decoding.ts';
 import type { BodyType } from './decoding.ts';
+import { readRecord } from './json.ts';
 import { formatTime } from './objects.ts';
 import type { ClusterObject } from './objects.ts';
 import { badRequest, conflict, invalid } from './status.ts';
@@ -83,7 +84,6 @@ export function issueToken(cluster: Cluster, request: TokenRequest): IssuedToken
   const issuedAt = Math.floor(cluster.now() / 1000);
   const isExtended =
     'pod' in bound && expirationSeconds === extendedSeconds && audiences.every((audience) => apiAudiences.includes(audience));
-  const { namespace: _, ...others } = { ...bound, namespace };
   const token = keys.sign({
     aud: audiences,
     exp: issuedAt + (isExtended ? year : expirationSeconds),
@@ -92,7 +92,7 @@ export function issueToken(cluster: Cluster, request: TokenRequest): IssuedToken
     jti: randomUUID(),
     'kubernetes.io': {
       namespace,
-      ...others,
+      ...bound,
       serviceaccount: { name: serviceAccount, uid },
       ...(isExtended ? { warnafter: issuedAt + expirationSeconds } : {}),
     },
@@ -119,11 +119,8 @@ export function formatTokenRequest(
 }
 
 function checkExpiration(seconds: number): void {
-  const [limit] = [
-    ...(seconds < 600 ? ['may not specify a duration less than 10 minutes'] : []),
-    ...(seconds > 2 ** 32 ? ['may not specify a duration larger than 2^32 seconds'] : []),
-  ];
-  if (limit === undefined) return;
+  if (seconds >= 600 && seconds <= 2 ** 32) return;
+  const limit = seconds < 600 ? 'may not specify a duration less than 10 minutes' : 'may not specify a duration larger than 2^32 seconds';
   throw invalid('TokenRequest', group, '', [{ field: 'spec.expirationSeconds', message: `Invalid value: ${seconds}: ${limit}` }]);
 }
 
@@ -140,9 +137,7 @@ function readBoundObject(
     throw badRequest(`cannot bind token to object of type ${groupName}/${version}, Kind=${kind}`);
   }
   const object = objects.get(kind, name, namespace);
-  const spec = object['spec'];
-  const { nodeName, serviceAccountName }: { readonly nodeName?: unknown; readonly serviceAccountName?: unknown } =
-    kind === 'Pod' && typeof spec === 'object' && spec !== null ? spec : {};
+  const { nodeName, serviceAccountName } = readRecord(object['spec']);
   if (kind === 'Pod' && serviceAccountName !== serviceAccount) {
     throw badRequest(`cannot bind token for serviceaccount "${serviceAccount}" to pod running with different serviceaccount name.`);
   }

@@ -2,7 +2,9 @@
 import type { Authentication, Authenticator } from './authentication.ts';
 import { bodyType } from './decoding.ts';
 import type { BodyType, Struct } from './decoding.ts';
+import { readTexts } from './json.ts';
 import type { UserInfo } from './rbac.ts';
+import { parseToken } from './signing.ts';
 import { badRequest } from './status.ts';
 
 const userInfo: Struct = {
@@ -64,12 +66,5 @@ function formatReview(result: Authentication, sent: Readonly<Record<string, unkn
 }
 
 function readAudiences(token: string): readonly string[] {
-  const [, payload = ''] = token.split('.');
-  try {
-    const claims: unknown = JSON.parse(Buffer.from(payload, 'base64url').toString());
-    const audience = typeof claims === 'object' && claims !== null && 'aud' in claims ? claims.aud : [];
-    return (Array.isArray(audience) ? audience : [audience]).filter((one): one is string => typeof one === 'string');
-  } catch {
-    return [];
-  }
+  return readTexts(parseToken(token)?.claims['aud']);
 }

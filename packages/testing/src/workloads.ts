@@ -2,6 +2,7 @@
 import { isDeepStrictEqual } from 'node:util';
 import { ensureNamespace } from './cluster.ts';
 import type { Cluster } from './cluster.ts';
+import { isRecord } from './json.ts';
 import { readSpec } from './kubelet.ts';
 import { readTemplate } from './manifests.ts';
 import type { Manifest } from './manifests.ts';
@@ -58,7 +59,7 @@ export function applyManifests(cluster: Cluster, manifests: readonly Manifest[],
     if (isRunning) runner.stop(namespace, last.name);
     if (kind === 'Deployment') keep(manifest);
     const object = createPodObject(cluster, namespace, kind === 'Deployment' ? generateName(name) : name, {
-      labels: typeof labels === 'object' && labels !== null ? labels : undefined,
+      labels: isRecord(labels) ? labels : undefined,
       spec,
     });
     const known = running.get(cluster) ?? new Map<string, Running>();
