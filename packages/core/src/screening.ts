@@ -29,8 +29,10 @@ export interface Claims {
 export function screen(token: string, audiences: readonly string[]): Claims | Refusal {
   const jwt = parseJwt(token);
   if (jwt === undefined) return { code: 'invalid_token', reason: 'not_a_jwt' };
-  if (!algorithms.has(String(jwt.header['alg'])) || Object.hasOwn(jwt.header, 'crit'))
+  const { alg } = jwt.header;
+  if (typeof alg !== 'string' || !algorithms.has(alg) || Object.hasOwn(jwt.header, 'crit')) {
     return { code: 'invalid_token', reason: 'algorithm' };
+  }
   const claims = readClaims(jwt.payload);
   if (claims === undefined) return { code: 'invalid_token', reason: 'claims_missing' };
   if (claims.username === undefined) return { code: 'invalid_token', reason: 'not_a_service_account' };

@@ -1,0 +1,173 @@
+import assert from 'node:assert/strict';
+import { describe, it } from 'node:test';
+import { inspect } from 'node:util';
+
+import {
+  formatCredential,
+  type IncomingRequest,
+  refusalError,
+  responseHeadersFor,
+  takeCredential,
+  unavailableError,
+} from './credential.ts';
+
+function requestWith(...rawHeaders: string[]): IncomingRequest {
+  const headers: Record<string, string> = {};
+  for (let at = 0; at < rawHeaders.length; at += 2) headers[rawHeaders[at]?.toLowerCase() ?? ''] ??= rawHeaders[at + 1] ?? '';
+  return { method: 'GET', headers, rawHeaders };
+}
+
+describe('takeCredential', () => {
+  it('reads X-Client-Id as the token itself', () => {
+    assert.deepEqual(takeCredential(requestWith('X-Client-Id', 'a.b.c'), 'x-client-id', false), { token: 'a.b.c' });
+  });
+
+  it('reads the Bearer scheme in any case', () => {
+    assert.deepEqual(takeCredential(requestWith('authorization', 'bEARER a.b.c'), 'authorization', false), { token: 'a.b.c' });
+  });
+
+  it('misses a token where there is no header', () => {
+    assert.deepEqual(takeCredential(requestWith('Host', 'x'), 'x-client-id', false), { code: 'missing_token', reason: 'no_token' });
+  });
+
+  it('misses a token in an empty header', () => {
+    assert.deepEqual(takeCredential(requestWith('X-Client-Id', ''), 'x-client-id', false), { code: 'missing_token', reason: 'no_token' });
+  });
+
+  it('misses a token after Bearer alone', () => {
+    assert.deepEqual(takeCredential(requestWith('Authorization', 'Bearer'), 'authorization', false), {
+      code: 'missing_token',
+      reason: 'no_token',
+    });
+  });
+
+  it('misses a token under another scheme', () => {
+    assert.deepEqual(takeCredential(requestWith('Authorization', 'Basic YTpi'), 'authorization', false), {
+      code: 'missing_token',
+      reason: 'other_scheme',
+    });
+  });
+
+  it('refuses a repeated header, whatever is in it', () => {
+    const repeated = { code: 'invalid_token', reason: 'header_repeated' };
+    assert.deepEqual(takeCredential(requestWith('X-Client-Id', 'a.b.c', 'x-client-id', ''), 'x-client-id', false), repeated);
+    assert.deepEqual(
+      takeCredential(requestWith('Authorization', 'Basic x', 'Authorization', 'Bearer y'), 'authorization', false),
+      repeated,
+    );
+  });
+
+  it('keeps what follows one space after Bearer, for screening to refuse', () => {
+    assert.deepEqual(takeCredential(requestWith('Authorization', 'Bearer  a.b.c'), 'authorization', false), { token: ' a.b.c' });
+  });
+
+  it('takes the header off the request and leaves the others', () => {
+    const request = requestWith('Host', 'x', 'X-CLIENT-ID', 'a.b.c', 'Accept', '*/*');
+    takeCredential(request, 'x-client-id', false);
+    assert.deepEqual(request.rawHeaders, ['Host', 'x', 'Accept', '*/*']);
+    assert.deepEqual(request.headers, { host: 'x', accept: '*/*' });
+  });
+
+  it('takes a repeated header off as well', () => {
+    const request = requestWith('X-Client-Id', 'a', 'Accept', '*/*', 'X-Client-Id', 'b');
+    takeCredential(request, 'x-client-id', false);
+    assert.deepEqual(request.rawHeaders, ['Accept', '*/*']);
+  });
+
+  it('still knows the token when a later guard asks', () => {
+    const request = requestWith('X-Client-Id', 'a.b.c');
+    takeCredential(request, 'x-client-id', false);
+    assert.deepEqual(takeCredential(request, 'x-client-id', false), { token: 'a.b.c' });
+  });
+
+  it('leaves the header until a guard that does not leave it', () => {
+    const request = requestWith('X-Client-Id', 'a.b.c');
+    takeCredential(request, 'x-client-id', true);
+    assert.equal(request.headers['x-client-id'], 'a.b.c');
+    takeCredential(request, 'x-client-id', false);
+    assert.deepEqual(request.rawHeaders, []);
+  });
+
+  it('neither reads nor removes the other header', () => {
+    const request = requestWith('Authorization', 'Bearer a.b.c');
+    assert.deepEqual(takeCredential(request, 'x-client-id', false), { code: 'missing_token', reason: 'no_token' });
+    assert.deepEqual(request.rawHeaders, ['Authorization', 'Bearer a.b.c']);
+  });
+});
+
+describe('refusalError', () => {
+  const get = requestWith('Host', 'x');
+
+  it('answers 401 to a missing token, without an error code', () => {
+    const error = refusalError('missing_token', get, 'authorization');
+    assert.equal(error.status, 401);
+    assert.deepEqual(error.headers, { 'www-authenticate': 'Bearer realm="kubernetes"', 'cache-control': 'no-store' });
+    assert.equal(error.message, 'A ServiceAccount token is required');
+  });
+
+  it('answers 403 to an invalid token in X-Client-Id', () => {
+    const error = refusalError('invalid_token', get, 'x-client-id');
+    assert.equal(error.status, 403);
+    assert.equal(error.headers['www-authenticate'], 'ServiceAccount header="X-Client-Id", error="invalid_token"');
+    assert.equal(error.message, 'The ServiceAccount token was not accepted');
+  });
+
+  it('answers 401 to an invalid bearer token (RFC 6750 §3.1)', () => {
+    const error = refusalError('invalid_token', get, 'authorization');
+    assert.equal(error.status, 401);
+    assert.equal(error.headers['www-authenticate'], 'Bearer realm="kubernetes", error="invalid_token"');
+  });
+
+  it('answers 403 insufficient_scope to a bearer that may not call', () => {
+    const error = refusalError('caller_not_allowed', get, 'authorization');
+    assert.equal(error.status, 403);
+    assert.equal(error.headers['www-authenticate'], 'Bearer realm="kubernetes", error="insufficient_scope"');
+    assert.equal(error.message, 'This caller may not call this route');
+  });
+
+  it('ends an HTTP/1 connection on which a body is under way', () => {
+    assert.equal(refusalError('missing_token', requestWith('Content-Length', '5'), 'x-client-id').headers['connection'], 'close');
+    assert.equal(refusalError('missing_token', requestWith('Transfer-Encoding', 'chunked'), 'x-client-id').headers['connection'], 'close');
+    assert.equal(refusalError('missing_token', requestWith('Content-Length', '0'), 'x-client-id').headers['connection'], undefined);
+    assert.equal(
+      refusalError('missing_token', requestWith(':method', 'POST', 'content-length', '5'), 'x-client-id').headers['connection'],
+      undefined,
+    );
+  });
+
+  it('prints as one line, without frames', () => {
+    assert.equal(inspect(refusalError('missing_token', get, 'x-client-id')), '[AuthError: A ServiceAccount token is required]');
+  });
+
+  it('has writable fields that are not enumerable', () => {
+    const error = refusalError('missing_token', get, 'x-client-id');
+    assert.deepEqual(Object.keys(error), []);
+    Object.assign(error, { status: 418 });
+    assert.equal(error.status, 418);
+  });
+});
+
+describe('unavailableError', () => {
+  it('answers 503 with a wait of 1 to 5 whole seconds', () => {
+    const error = unavailableError(requestWith('Host', 'x'));
+    assert.equal(error.status, 503);
+    assert.equal(error.code, 'review_unavailable');
+    assert.match(error.headers['retry-after'] ?? '', /^[1-5]$/);
+    assert.equal(error.headers['www-authenticate'], undefined);
+    assert.equal(error.message, 'The ServiceAccount token cannot be checked at the moment');
+  });
+});
+
+describe('responseHeadersFor', () => {
+  it('keeps guarded answers out of shared caches where HTTP itself does not', () => {
+    assert.deepEqual(responseHeadersFor('x-client-id'), { 'cache-control': 'private', vary: 'X-Client-Id' });
+    assert.deepEqual(responseHeadersFor('authorization'), {});
+  });
+});
+
+describe('formatCredential', () => {
+  it('writes what takeCredential reads', () => {
+    const request = requestWith('Authorization', formatCredential('a.b.c', 'authorization'));
+    assert.deepEqual(takeCredential(request, 'authorization', false), { token: 'a.b.c' });
+  });
+});
