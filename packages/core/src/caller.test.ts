@@ -67,7 +67,7 @@ describe('createCaller', () => {
   });
 
   it('leaves out what the cluster did not report', () => {
-    assert.deepEqual(Object.keys(callerNamed('api', 'api')).sort(), [
+    assert.deepEqual(Object.keys(callerNamed('api', 'api')).toSorted(), [
       'audiences',
       'expiresAt',
       'extra',
