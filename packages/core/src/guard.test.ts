@@ -1,0 +1,484 @@
+import assert from 'node:assert/strict';
+import { generateKeyPairSync, sign } from 'node:crypto';
+import { subscribe, unsubscribe } from 'node:diagnostics_channel';
+import { after, afterEach, before, beforeEach, describe, it, mock } from 'node:test';
+import { inspect } from 'node:util';
+
+import { type Authority, createAuthority, type Pod } from '@k8s-sa-auth/testing';
+
+import type { Caller } from './caller.ts';
+import type { IncomingRequest } from './credential.ts';
+import { type Decision, decisionChannel } from './decision.ts';
+import { createGuard, createOptInGuard, type Guard } from './guard.ts';
+import type { GuardOptions, RouteGuard } from './options.ts';
+
+let authority: Authority;
+let store: Pod;
+let decisions: Decision[];
+let guards: { close(): Promise<void> }[];
+const listen = (decision: unknown): void => void decisions.push(decision as Decision);
+
+function guardWith(options: Partial<GuardOptions> = {}): Guard {
+  const guard = createGuard({ audience: 'secret-store', allow: ['api/api'], apiServer: store.apiServer, logger: quiet, ...options });
+  guards.push(guard);
+  return guard;
+}
+
+function carrying(token: string, header = 'X-Client-Id'): IncomingRequest {
+  return { method: 'GET', headers: { [header.toLowerCase()]: token }, rawHeaders: [header, token] };
+}
+
+const quiet = { info: () => {}, warn: () => {}, error: () => {} };
+const reviews = (): number => authority.calls.filter(({ resource }) => resource === 'tokenreviews').length;
+const apiToken = (audience = 'secret-store'): Promise<string> => authority.token('api/api', { audience, pod: 'api-0' });
+const last = (): Decision => decisions.at(-1) ?? assert.fail('no decision');
+
+before(async () => {
+  authority = await createAuthority();
+  store = await authority.pod('secret-store/secret-store');
+  subscribe(decisionChannel, listen);
+});
+after(async () => {
+  unsubscribe(decisionChannel, listen);
+  await authority.close();
+});
+beforeEach(() => {
+  decisions = [];
+  guards = [];
+});
+afterEach(async () => {
+  mock.timers.reset();
+  await authority.recover();
+  await Promise.all(guards.map((guard) => guard.close()));
+});
+
+describe('createGuard, its options', () => {
+  const rejects = (options: object, message: RegExp): void =>
+    assert.throws(() => createGuard({ apiServer: store.apiServer, ...options } as GuardOptions), { name: 'TypeError', message });
+
+  it('requires an audience, and says what to write', () => rejects({ allow: 'any' }, /"audience" is required.*audience: 'secret-store'/));
+  it('refuses an empty audience', () => rejects({ allow: 'any', audience: '' }, /"audience" is one name or several/));
+  it('refuses an empty list of audiences', () => rejects({ allow: 'any', audience: [] }, /"audience" is one name/));
+  it('refuses an audience with a comma', () => rejects({ allow: 'any', audience: 'a,b' }, /without commas/));
+  it('refuses an audience with white space', () => rejects({ allow: 'any', audience: ['a', 'b c'] }, /white space/));
+  it('refuses an audience that is not a string', () => rejects({ allow: 'any', audience: 7 }, /"audience" is one name/));
+  it('refuses an audience of undefined', () => rejects({ allow: 'any', audience: undefined }, /"audience" is undefined/));
+  it('requires allow', () => rejects({ audience: 'a' }, /"allow" says who may call/));
+  it('refuses an unknown option', () => rejects({ audience: 'a', allow: 'any', audiance: 'b' }, /does not know "audiance"/));
+  it('refuses an unknown header', () => rejects({ audience: 'a', allow: 'any', header: 'cookie' }, /"header" is 'x-client-id'/));
+  it('refuses an unknown mode', () => rejects({ audience: 'a', allow: 'any', mode: 'off' }, /"mode" is 'enforce' or 'observe'/));
+  it('refuses a requirePod that is not a boolean', () => rejects({ audience: 'a', allow: 'any', requirePod: 'no' }, /"requirePod"/));
+  it('refuses a time that is not a number', () => rejects({ audience: 'a', allow: 'any', cacheTtlMs: '60s' }, /"cacheTtlMs" is a number/));
+  it('refuses a logger that is not one', () => rejects({ audience: 'a', allow: 'any', logger: { info: 1 } }, /"logger" needs/));
+  it('refuses what is no object', () => {
+    assert.throws(() => createGuard('secret-store' as unknown as GuardOptions), { name: 'TypeError', message: /takes an object/ });
+    assert.throws(() => createGuard(undefined as unknown as GuardOptions), TypeError);
+  });
+
+  it('leaves the options as they were, and does not follow them', async () => {
+    const options: GuardOptions = Object.freeze({
+      audience: Object.freeze(['secret-store']),
+      allow: ['api/api'],
+      apiServer: store.apiServer,
+      logger: quiet,
+    });
+    const guard = createGuard(options);
+    guards.push(guard);
+    (options.allow as string[])[0] = 'ops/boss';
+    assert.equal((await guard.check(carrying(await apiToken())))?.serviceAccount, 'api/api');
+  });
+});
+
+describe('guard.check', () => {
+  it('returns the caller as the review tells it, deeply frozen', async () => {
+    const caller = (await guardWith().check(carrying(await apiToken()), '/secrets/:id')) ?? assert.fail();
+    assert.equal(caller.serviceAccount, 'api/api');
+    assert.equal(caller.username, 'system:serviceaccount:api:api');
+    assert.deepEqual(caller.audiences, ['secret-store']);
+    assert.equal(caller.pod?.name, 'api-0');
+    assert.match(caller.credentialId ?? '', /^JTI=/);
+    assert.ok(caller.groups.includes('system:serviceaccounts:api'));
+    assert.ok(caller.expiresAt.getTime() > Date.now());
+    assert.ok(Object.isFrozen(caller) && Object.isFrozen(caller.groups) && Object.isFrozen(caller.pod) && Object.isFrozen(caller.extra));
+  });
+
+  it('refuses without a token', async () => {
+    await assert.rejects(guardWith().check({ method: 'GET', headers: {}, rawHeaders: [] }), { code: 'missing_token', status: 401 });
+    assert.equal(last().reason, 'no_token');
+  });
+
+  it('refuses garbage without asking the cluster', async () => {
+    const asked = reviews();
+    await assert.rejects(guardWith().check(carrying('garbage')), { code: 'invalid_token', status: 403 });
+    assert.equal(reviews(), asked);
+    assert.equal(last().source, 'screening');
+  });
+
+  it('answers 401 to garbage in Authorization', async () => {
+    await assert.rejects(guardWith({ header: 'authorization' }).check(carrying('Bearer garbage', 'Authorization')), { status: 401 });
+  });
+
+  it('refuses a token that another key signed', async () => {
+    const [header, payload] = (await apiToken()).split('.');
+    const { privateKey } = generateKeyPairSync('rsa', { modulusLength: 2048 });
+    const forged = `${header}.${payload}.${sign('sha256', Buffer.from(`${header}.${payload}`), privateKey).toString('base64url')}`;
+    await assert.rejects(guardWith().check(carrying(forged)), { code: 'invalid_token' });
+    assert.equal(last().reason, 'review_refused');
+    assert.match(last().detail ?? '', /go-jose/);
+  });
+
+  it('refuses a token for another audience without asking', async () => {
+    const asked = reviews();
+    await assert.rejects(guardWith().check(carrying(await apiToken('vault'))), { code: 'invalid_token' });
+    assert.equal(last().reason, 'other_audience');
+    assert.equal(reviews(), asked);
+  });
+
+  it('refuses another spelling of a good token, which the API server would accept', async () => {
+    const token = await apiToken();
+    await assert.rejects(guardWith().check(carrying(` ${token}`)), { code: 'invalid_token' });
+    await assert.rejects(guardWith().check(carrying(`${token} junk`)), { code: 'invalid_token' });
+    await assert.rejects(guardWith().check(carrying(`${token}\n`)), { code: 'invalid_token' });
+  });
+
+  it('refuses an authenticator that ignores audiences', async () => {
+    authority.fail('ignores-audiences');
+    await assert.rejects(guardWith().check(carrying(await apiToken())), { code: 'invalid_token' });
+    assert.equal(last().reason, 'review_for_other_audiences');
+  });
+
+  it('refuses a good caller that may not call', async () => {
+    await assert.rejects(guardWith().check(carrying(await authority.token('stranger/stranger', { audience: 'secret-store', pod: 's' }))), {
+      code: 'caller_not_allowed',
+      status: 403,
+    });
+    assert.equal(last().caller?.serviceAccount, 'stranger/stranger');
+  });
+
+  it('refuses a token that is not bound to a pod', async () => {
+    const token = await authority.token('api/api', { audience: 'secret-store' });
+    await assert.rejects(guardWith().check(carrying(token)), { code: 'invalid_token' });
+    assert.equal(last().reason, 'not_bound_to_a_pod');
+  });
+
+  it('takes a token without a pod where that is not required', async () => {
+    const token = await authority.token('api/api', { audience: 'secret-store' });
+    const caller = await guardWith({ requirePod: false }).check(carrying(token));
+    assert.equal(caller?.pod, undefined);
+  });
+
+  it('refuses the token of a deleted pod once the windows have passed', async () => {
+    const guard = guardWith();
+    const token = await authority.token('api/api', { audience: 'secret-store', pod: 'short-lived' });
+    await guard.check(carrying(token));
+    await authority.delete('pod', 'api/short-lived');
+    assert.equal((await guard.check(carrying(token)))?.serviceAccount, 'api/api');
+    mock.timers.enable({ apis: ['Date'], now: Date.now() + 60_000 });
+    await assert.rejects(guard.check(carrying(token)), { code: 'invalid_token' });
+    assert.match(last().detail ?? '', /invalidated/);
+  });
+
+  it('passes a predicate’s true and nothing else', async () => {
+    const token = await apiToken();
+    const check = (answer: unknown): Promise<Caller | undefined> => guardWith({ allow: () => answer as boolean }).check(carrying(token));
+    assert.ok(await check(true));
+    assert.ok(await check(Promise.resolve(true)));
+    await assert.rejects(check(1), { code: 'caller_not_allowed' });
+    await assert.rejects(check('yes'), { code: 'caller_not_allowed' });
+    await assert.rejects(check(undefined), { code: 'caller_not_allowed' });
+    await assert.rejects(check(Promise.resolve(false)), { code: 'caller_not_allowed' });
+  });
+
+  it('asks a predicate about the caller, the method and the route’s pattern', async () => {
+    const asked: unknown[] = [];
+    const guard = guardWith({ allow: (caller, request) => asked.push(caller.serviceAccount, request) > 0 });
+    await guard.check(carrying(await apiToken()), '/secrets/:id');
+    assert.deepEqual(asked, ['api/api', { method: 'GET', route: '/secrets/:id' }]);
+  });
+
+  it('lets the error of a predicate through, which is a 500', async () => {
+    const guard = guardWith({
+      allow: () => {
+        throw new RangeError('a bug');
+      },
+    });
+    await assert.rejects(guard.check(carrying(await apiToken())), { name: 'RangeError' });
+  });
+
+  it('asks once for a token that it remembers', async () => {
+    const guard = guardWith();
+    const token = await apiToken();
+    const asked = reviews();
+    await guard.check(carrying(token));
+    await guard.check(carrying(token));
+    assert.equal(reviews(), asked + 1);
+    assert.equal(last().source, 'cache');
+  });
+
+  it('asks once for many that arrive together', async () => {
+    const guard = guardWith();
+    const token = await apiToken();
+    const asked = reviews();
+    await Promise.all(Array.from({ length: 300 }, () => guard.check(carrying(token))));
+    assert.equal(reviews(), asked + 1);
+  });
+
+  it('asks again for another audience', async () => {
+    const guard = guardWith();
+    const token = await authority.token('api/api', { audience: ['secret-store', 'admin'], pod: 'api-0' });
+    const asked = reviews();
+    assert.deepEqual((await guard.check(carrying(token)))?.audiences, ['secret-store']);
+    assert.deepEqual((await guard.with({ audience: 'admin', allow: ['api/*'] }).check(carrying(token)))?.audiences, ['admin']);
+    assert.equal(reviews(), asked + 2);
+  });
+
+  it('knows nobody when the cluster is away, and says when to come back', async () => {
+    authority.fail('outage');
+    await assert.rejects(guardWith().check(carrying(await apiToken())), (error: { status: number; headers: Record<string, string> }) => {
+      assert.equal(error.status, 503);
+      assert.match(error.headers['retry-after'] ?? '', /^[1-5]$/);
+      return true;
+    });
+    assert.equal(last().code, 'review_unavailable');
+    assert.equal(last().reason, 'connection_failed');
+  });
+
+  it('lets a known caller go on while the cluster is away, and asks again when it is back', async () => {
+    const guard = guardWith({ cacheTtlMs: 0 });
+    const token = await apiToken();
+    await guard.check(carrying(token));
+    authority.fail('outage');
+    assert.equal((await guard.check(carrying(token)))?.serviceAccount, 'api/api');
+    assert.equal(last().source, 'stale');
+    await authority.recover();
+    await guard.check(carrying(token));
+    assert.equal(last().source, 'review');
+  });
+
+  it('is the cluster’s trouble, not the caller’s, when our own permission is missing', async () => {
+    const powerless = await authority.pod('secret-store/powerless', { reviews: false });
+    await assert.rejects(guardWith({ apiServer: powerless.apiServer }).check(carrying(await apiToken())), { status: 503 });
+    assert.equal(last().reason, 'own_permission_missing');
+    assert.match(last().detail ?? '', /^403 tokenreviews\.authentication\.k8s\.io is forbidden/);
+  });
+
+  it('is the cluster’s trouble when our own credential is refused', async () => {
+    authority.fail('unauthorized');
+    await assert.rejects(guardWith().check(carrying(await apiToken())), { status: 503 });
+    assert.equal(last().reason, 'own_credentials_refused');
+  });
+
+  it('is the cluster’s trouble when the answer is broken', async () => {
+    authority.fail('broken-body');
+    await assert.rejects(guardWith().check(carrying(await apiToken())), { status: 503 });
+    assert.equal(last().reason, 'not_a_token_review');
+  });
+
+  it('is the cluster’s trouble when it is too busy for both attempts', async () => {
+    authority.fail('too-many-requests');
+    const asked = reviews();
+    await assert.rejects(guardWith().check(carrying(await apiToken())), { status: 503 });
+    assert.equal(last().reason, 'too_many_requests');
+    assert.equal(reviews(), asked + 2);
+  });
+
+  it('throws where the audience is the API server’s own', async () => {
+    const audience = 'https://kubernetes.default.svc.cluster.local';
+    await assert.rejects(guardWith({ audience }).check(carrying(await apiToken(audience))), {
+      name: 'TypeError',
+      message: /is the API server's own/,
+    });
+  });
+
+  it('answers 503 after close to what would need a review', async () => {
+    const guard = guardWith();
+    await guard.close();
+    await assert.rejects(guard.check(carrying(await apiToken())), { status: 503 });
+    assert.equal(last().reason, 'closed');
+  });
+});
+
+describe('guard.with', () => {
+  it('replaces name by name, and inherits what is not named', async () => {
+    const guard = guardWith({ requirePod: false }).with({ allow: ['ops/*'] });
+    const token = await authority.token('ops/boss', { audience: 'secret-store' });
+    assert.equal((await guard.check(carrying(token)))?.serviceAccount, 'ops/boss');
+  });
+
+  it('inherits no allow', () => {
+    assert.throws(() => guardWith().with({ audience: 'admin' } as RouteGuard), { name: 'TypeError', message: /"allow" says who/ });
+  });
+
+  it('refuses what only the whole guard can say', () => {
+    assert.throws(() => guardWith().with({ allow: 'any', header: 'authorization' } as RouteGuard), /does not know "header"/);
+  });
+
+  it('refuses a value of undefined rather than inherit by accident', () => {
+    assert.throws(() => guardWith().with({ allow: 'any', audience: undefined } as unknown as RouteGuard), /"audience" is undefined/);
+  });
+});
+
+describe('createOptInGuard', () => {
+  it('takes the audience from its routes alone', async () => {
+    const guard = createOptInGuard({ apiServer: store.apiServer, logger: quiet });
+    guards.push(guard);
+    assert.throws(() => guard.with({ allow: 'any' }), /"audience" is required/);
+    assert.ok(await guard.with({ allow: 'any', audience: 'secret-store' }).check(carrying(await apiToken())));
+  });
+});
+
+describe('guard.ready', () => {
+  it('resolves once the cluster grants the permission, and stays so through an outage', async () => {
+    const guard = guardWith();
+    await guard.ready();
+    authority.fail('outage');
+    await guard.ready();
+  });
+
+  it('prints the ClusterRoleBinding to apply where the permission is missing', async () => {
+    const powerless = await authority.pod('secret-store/powerless', { reviews: false });
+    await assert.rejects(guardWith({ apiServer: powerless.apiServer }).ready(), {
+      name: 'ClusterError',
+      message:
+        /secret-store:powerless may not create TokenReviews[^]*kind: ClusterRoleBinding[^]*name: powerless\n {4}namespace: secret-store/,
+    });
+  });
+
+  it('says why when the cluster cannot be asked, and tries anew', async () => {
+    const guard = guardWith();
+    authority.fail('outage');
+    await assert.rejects(guard.ready(), { name: 'ClusterError', message: /cannot be connected to \(ECONN/ });
+    await authority.recover();
+    await guard.ready();
+  });
+
+  it('refuses an audience that is the API server’s own', async () => {
+    await assert.rejects(guardWith({ audience: ['a', 'https://kubernetes.default.svc.cluster.local'] }).ready(), { name: 'TypeError' });
+  });
+
+  it('refuses it in a route too', async () => {
+    const guard = guardWith();
+    guard.with({ allow: 'any', audience: 'https://kubernetes.default.svc.cluster.local' });
+    await assert.rejects(guard.ready(), { name: 'TypeError' });
+  });
+
+  it('ends with its signal', async () => {
+    await assert.rejects(guardWith().ready(AbortSignal.abort(new Error('shutting down'))), { message: 'shutting down' });
+  });
+});
+
+describe('mode observe', () => {
+  it('passes everyone, and sets a caller only where it would have let it pass', async () => {
+    const guard = guardWith({ mode: 'observe' });
+    assert.equal(await guard.check({ method: 'GET', headers: {}, rawHeaders: [] }), undefined);
+    assert.equal(await guard.check(carrying('garbage')), undefined);
+    assert.equal((await guard.check(carrying(await apiToken())))?.serviceAccount, 'api/api');
+    assert.deepEqual(
+      decisions.map(({ outcome, enforced }) => [outcome, enforced]),
+      [
+        ['refused', false],
+        ['refused', false],
+        ['allowed', false],
+      ],
+    );
+  });
+
+  it('leaves the header on the request', async () => {
+    const request = carrying('garbage');
+    await guardWith({ mode: 'observe' }).check(request);
+    assert.deepEqual(request.rawHeaders, ['X-Client-Id', 'garbage']);
+  });
+
+  it('passes in an outage, and on a predicate that throws', async () => {
+    const token = await apiToken();
+    const mistaken = guardWith({
+      mode: 'observe',
+      allow: () => {
+        throw new Error('a bug');
+      },
+    });
+    assert.equal(await mistaken.check(carrying(token)), undefined);
+    assert.equal(last().reason, 'guard_failed');
+    authority.fail('outage');
+    assert.equal(await guardWith({ mode: 'observe' }).check(carrying(token)), undefined);
+    assert.equal(last().outcome, 'unavailable');
+  });
+
+  it('decides within 250 ms', async () => {
+    authority.fail('slow');
+    mock.timers.enable({ apis: ['setTimeout'] });
+    const decided = guardWith({ mode: 'observe' }).check(carrying(await apiToken()));
+    mock.timers.tick(250);
+    assert.equal(await decided, undefined);
+    assert.equal(last().reason, 'observe_timeout');
+  });
+
+  it('says at the start that it enforces nothing', () => {
+    const warned: string[] = [];
+    guardWith({ mode: 'observe', logger: { ...quiet, warn: (_details, message) => warned.push(message) } });
+    assert.deepEqual(warned, ['The guard for secret-store only observes: nothing is refused']);
+  });
+});
+
+describe('what a guard tells', () => {
+  it('tells each decision with what decided it, and never the URL', async () => {
+    await guardWith().check(carrying(await apiToken()), '/secrets/:id');
+    const { durationMs, caller, ...rest } = last();
+    assert.deepEqual(rest, {
+      outcome: 'allowed',
+      enforced: true,
+      audiences: ['secret-store'],
+      request: { method: 'GET', route: '/secrets/:id' },
+      source: 'review',
+    });
+    assert.ok(durationMs >= 0);
+    assert.equal(caller?.serviceAccount, 'api/api');
+  });
+
+  it('logs refusals with the operator’s reason', async () => {
+    const logged: unknown[] = [];
+    const guard = guardWith({ logger: { ...quiet, info: (details, message) => logged.push({ ...details, durationMs: 0 }, message) } });
+    await assert.rejects(guard.check(carrying('garbage')));
+    assert.deepEqual(logged, [
+      {
+        outcome: 'refused',
+        enforced: true,
+        code: 'invalid_token',
+        reason: 'not_a_jwt',
+        audiences: ['secret-store'],
+        request: { method: 'GET', route: undefined },
+        source: 'screening',
+        durationMs: 0,
+      },
+      'Request refused',
+    ]);
+  });
+
+  it('holds no token in anything that can be printed', async () => {
+    const printed: string[] = [];
+    const logger = {
+      info: (...line: unknown[]) => printed.push(inspect(line, { depth: 20 })),
+      warn: (...line: unknown[]) => printed.push(inspect(line, { depth: 20 })),
+      error: (...line: unknown[]) => printed.push(inspect(line, { depth: 20 })),
+    };
+    const guard = guardWith({ logger });
+    const good = await apiToken();
+    const other = await apiToken('vault');
+    const stranger = await authority.token('stranger/stranger', { audience: 'secret-store', pod: 's' });
+    printed.push(inspect(await guard.check(carrying(good)), { depth: 20, showHidden: true }));
+    const refused = [other, stranger, `${good}x`, `Bearer ${good}`].map((token) => guard.check(carrying(token)));
+    authority.fail({ status: 500, body: JSON.stringify({ message: `cannot review ${good}` }) });
+    refused.push(guard.check(carrying(await authority.token('api/api', { audience: 'secret-store', pod: 'api-1' }))));
+    for (const outcome of await Promise.allSettled(refused)) {
+      assert.equal(outcome.status, 'rejected');
+      printed.push(inspect(outcome.reason, { depth: 20, showHidden: true }), JSON.stringify(outcome.reason), String(outcome.reason));
+    }
+    printed.push(inspect(guard, { depth: 20, showHidden: true }), JSON.stringify(guard), inspect(decisions, { depth: 20 }));
+    const signatures = [good, other, stranger].map((token) => token.split('.')[2] ?? '');
+    assert.ok(printed.length > 10);
+    assert.deepEqual(
+      printed.filter((text) => signatures.some((signature) => text.includes(signature))),
+      [],
+    );
+  });
+});
