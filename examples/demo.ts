@@ -1,0 +1,151 @@
+// The three services against the authority, each as a process of its own: `pnpm demo`. What a cluster would run, without one.
+
+import { generateKeyPair } from 'node:crypto';
+import { constants } from 'node:os';
+import { fileURLToPath } from 'node:url';
+import { parseArgs, promisify } from 'node:util';
+
+import { type Authority, createAuthority, type Pod } from '@k8s-sa-auth/testing';
+
+import { createReport } from './demo/report.ts';
+import { choosePorts, createLauncher, type StartOptions } from './demo/services.ts';
+import { runSteps } from './demo/steps.ts';
+import { tellStory } from './demo/story.ts';
+
+const usage = `Runs api, secret-store and data-store against an authority that plays the cluster, and shows what each refuses and why.
+
+Usage: pnpm demo [--stay]
+
+  --stay   leave all running afterwards, and print what to curl, until Ctrl-C
+  --help   print this
+
+Exits with 0 if each step came out as it should, else with 1.`;
+
+const articlesPorts = { api: 8080, secretStore: 8081, dataStore: 8082 };
+const cacheTtlMs = 2_000;
+
+const report = createReport(process.stdout);
+const interruption = new AbortController();
+const { signal } = interruption;
+for (const name of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(name, () => interruption.abort(name));
+
+process.exitCode = await main();
+
+async function main(): Promise<number> {
+  let options: { readonly stay?: boolean | undefined; readonly help?: boolean | undefined };
+  try {
+    options = parseArgs({ options: { stay: { type: 'boolean' }, help: { type: 'boolean', short: 'h' } } }).values;
+  } catch (error) {
+    console.error(`${error instanceof Error ? error.message : String(error)}\n\n${usage}`);
+    return 2;
+  }
+  if (options.help === true) {
+    report.plain(usage);
+    return 0;
+  }
+
+  const launcher = createLauncher(signal);
+  let authority: Authority | undefined;
+  try {
+    authority = await createAuthority({ manifests: ['secret-store', 'data-store', 'api'].map(manifest) });
+    signal.throwIfAborted();
+    const isGood = await run(authority, launcher, options.stay === true);
+    return isGood ? 0 : 1;
+  } catch (error) {
+    if (signal.aborted) return 128 + constants.signals[signal.reason as NodeJS.Signals];
+    report.summary(false, error instanceof Error ? error.message : String(error));
+    printOutput(launcher);
+    return 1;
+  } finally {
+    await launcher.stopAll();
+    await authority?.close();
+  }
+}
+
+async function run(authority: Authority, launcher: ReturnType<typeof createLauncher>, stay: boolean): Promise<boolean> {
+  const startedMs = performance.now();
+  const pods = {
+    api: podOf(authority, 'api/api'),
+    secretStore: podOf(authority, 'secret-store/secret-store'),
+    dataStore: podOf(authority, 'data-store/data-store'),
+  };
+  const wished = Object.values(articlesPorts);
+  const ports = await choosePorts(wished);
+  const [apiPort = 0, secretStorePort = 0, dataStorePort = 0] = ports;
+  const [secretStoreUrl, dataStoreUrl] = [`http://127.0.0.1:${secretStorePort}`, `http://127.0.0.1:${dataStorePort}`];
+
+  // Each gets the environment of its pod; only addresses differ from what the manifest says, and one window that is shortened.
+  const roles: Readonly<Record<keyof typeof pods, StartOptions>> = {
+    secretStore: { name: 'secret-store', port: secretStorePort, env: { ...pods.secretStore.env, CACHE_TTL_MS: String(cacheTtlMs) } },
+    dataStore: { name: 'data-store', port: dataStorePort, env: { ...pods.dataStore.env, SECRET_STORE_CONNSTRING: secretStoreUrl } },
+    api: {
+      name: 'api',
+      port: apiPort,
+      env: { ...pods.api.env, SECRET_STORE_CONNSTRING: secretStoreUrl, DATA_STORE_CONNSTRING: dataStoreUrl },
+    },
+  };
+  const [secretStore, dataStore, api, { privateKey: forgersKey }] = await Promise.all([
+    launcher.start(roles.secretStore),
+    launcher.start(roles.dataStore),
+    launcher.start(roles.api),
+    promisify(generateKeyPair)('rsa', { modulusLength: 2048 }),
+  ]);
+
+  report.title('Three services and an authority in the place of a cluster');
+  report.fact('authority', `${authority.url}  plays the API server and the kubelet, from examples/*/k8s.yaml`);
+  report.fact('api', `${api.url}  Express, pid ${api.pid}`);
+  report.fact('secret-store', `${secretStore.url}  Fastify, pid ${secretStore.pid}`);
+  report.fact('data-store', `${dataStore.url}  Koa, pid ${dataStore.pid}`);
+  const taken = wished.filter((port, index) => ports[index] !== port);
+  if (taken.length > 0) report.note(`${taken.join(', ')} taken on this machine, so other ports are used.`);
+
+  const story = tellStory({ authority, api, secretStore, dataStore, pods, forgersKey, cacheTtlMs, signal });
+  const { count, failed } = await runSteps(story, { authority, report, signal });
+  const seconds = ((performance.now() - startedMs) / 1000).toFixed(1);
+  if (failed.length > 0) {
+    printOutput(launcher);
+    report.summary(false, `${failed.length} of ${count} steps did not come out as they should (${failed.join('; ')}), in ${seconds} s`);
+    return false;
+  }
+  report.summary(true, `${count} steps, all as they should be, in ${seconds} s`);
+  if (!stay) return true;
+
+  await launcher.start(roles.secretStore);
+  const token = pods.api.tokenFile('api-token');
+  report.heading('All are running until Ctrl-C');
+  report.plain(`
+  curl ${api.url}
+  curl ${api.url}/data
+  curl -i ${secretStore.url}
+  curl -H "X-Client-Id: $(cat ${token})" ${secretStore.url}/whoami
+  curl -i -H "X-Client-Id: $(cat ${token})" ${dataStore.url}
+
+  The token files of the three pods, which the authority rotates as a kubelet does:
+  ${[token, pods.api.tokenFile('data-token'), pods.dataStore.tokenFile('secret-token')].join('\n  ')}
+
+  export KUBECONFIG=${authority.kubeconfig}
+  kubectl create token api --namespace api --audience secret-store --bound-object-kind Pod --bound-object-name ${pods.api.name}
+`);
+  await new Promise((_resolve, reject) => {
+    signal.addEventListener('abort', reject);
+    // A listener of an AbortSignal keeps no process alive, but the authority does.
+  });
+  return true;
+}
+
+function manifest(name: string): string {
+  return fileURLToPath(new URL(`${name}/k8s.yaml`, import.meta.url));
+}
+
+function podOf({ pods }: Authority, serviceAccount: string): Pod {
+  const pod = pods.find((one) => one.serviceAccount === serviceAccount);
+  if (pod === undefined) throw new Error(`no manifest holds a Deployment of ${serviceAccount}`);
+  return pod;
+}
+
+function printOutput(launcher: ReturnType<typeof createLauncher>): void {
+  for (const { name, lines } of launcher.output()) {
+    report.heading(`What ${name} printed`);
+    for (const line of lines) report.plain(`  ${line}`);
+  }
+}
