@@ -71,6 +71,9 @@ declare module 'fastify' {
 // What a nested registration shares with the one around it: connection, memory, and what is inherited.
 const bases = new WeakMap<FastifyGuard, Guard | OptInGuard>();
 
+// Wide: a name that is not seen to be misspelt is a route without its guard.
+const likeOurs = /k8s|sa[-_]?auth/i;
+
 async function guardPlugin(app: FastifyInstance, options: K8sSaAuthOptions): Promise<void> {
   if (Object.hasOwn(app, 'k8sSaAuth')) {
     throw new Error('k8sSaAuth is registered twice in one scope, so neither could decide. Register it once, or in a nested scope');
@@ -85,11 +88,9 @@ async function guardPlugin(app: FastifyInstance, options: K8sSaAuthOptions): Pro
 
   // The guard of a route, or undefined where it is public. Throws a TypeError on a config that is not understood.
   function guardOf(config: FastifyContextConfig): Guard | undefined {
-    if (!('k8sSaAuth' in config)) {
-      const misspelt = Object.keys(config).find((key) => key.replaceAll(/[-_]/g, '').toLowerCase() === 'k8ssaauth');
-      if (misspelt !== undefined) throw new TypeError(`config.${misspelt} is not known: write config.k8sSaAuth`);
-      return routes === 'all' ? standard : undefined;
-    }
+    const misspelt = Object.keys(config).find((key) => key !== 'k8sSaAuth' && likeOurs.test(key));
+    if (misspelt !== undefined) throw new TypeError(`config.${misspelt} is not known: write config.k8sSaAuth`);
+    if (!('k8sSaAuth' in config)) return routes === 'all' ? standard : undefined;
     const { k8sSaAuth: own } = config;
     if (own === false) return undefined;
     if (own === true && standard !== undefined) return standard;
