@@ -1,0 +1,170 @@
+// An adapter in a few lines, proved by the cases that every adapter must pass; and the recipe for `upgrade`, which middleware never sees.
+import assert from 'node:assert/strict';
+import { once } from 'node:events';
+import { createServer, type IncomingMessage, request, type ServerResponse } from 'node:http';
+import type { AddressInfo } from 'node:net';
+import { json } from 'node:stream/consumers';
+import { after, afterEach, before, beforeEach, describe, it } from 'node:test';
+
+import { type Authority, createAuthority, type Pod } from '@k8s-sa-auth/testing';
+import { runAdapterCases } from '@k8s-sa-auth/testing/adapter-cases';
+
+import { AuthError, type Caller, ClusterError, createGuard, type Guard } from './index.ts';
+
+// The adapter: who calls, with what belongs on the response set on it before anything else is done.
+async function admit(guard: Guard, req: IncomingMessage, res: ServerResponse): Promise<Caller | undefined> {
+  try {
+    const caller = await guard.check(req);
+    if (caller !== undefined) {
+      const { vary, ...headers } = guard.responseHeaders;
+      for (const [name, value] of Object.entries(headers)) res.setHeader(name, value);
+      if (vary !== undefined) res.appendHeader('vary', vary);
+    }
+    return caller;
+  } catch (error) {
+    if (error instanceof AuthError || error instanceof ClusterError) {
+      for (const [name, value] of Object.entries(error.headers)) res.setHeader(name, value);
+    }
+    throw error;
+  }
+}
+
+function answer(res: ServerResponse, status: number, text: string): void {
+  res.statusCode = status;
+  res.end(text);
+}
+
+runAdapterCases({
+  name: 'node:http',
+  async start({ guard: options, ops, errorHandler, handle }) {
+    const guard = createGuard(options);
+    const opsGuard = guard.with(ops);
+
+    async function route(req: IncomingMessage, res: ServerResponse): Promise<void> {
+      res.setHeader('vary', 'Origin');
+      const path = `${req.method === 'HEAD' ? 'GET' : req.method} ${req.url?.split('?', 1)[0]}`;
+      let caller: Caller | undefined;
+      if (path.endsWith(' /guarded') || path.endsWith(' /both')) caller = await admit(guard, req, res);
+      if (path.endsWith(' /ops') || path.endsWith(' /both')) caller = await admit(opsGuard, req, res);
+      if (path === 'POST /guarded') answer(res, 200, JSON.stringify(handle(req, caller, await json(req))));
+      else if (/^GET \/(guarded|ops|both|public)$/.test(path)) answer(res, 200, JSON.stringify(handle(req, caller)));
+      else answer(res, 404, 'Not found');
+    }
+
+    const server = createServer((req, res) => {
+      route(req, res).catch((error: unknown) => {
+        const isRefusal = error instanceof AuthError || error instanceof ClusterError;
+        const text = isRefusal ? error.message : 'Internal Server Error';
+        answer(res, isRefusal ? error.status : 500, errorHandler === 'custom' ? 'failed' : text);
+      });
+    });
+    server.listen(0, '127.0.0.1');
+    await once(server, 'listening');
+    return {
+      url: `http://127.0.0.1:${(server.address() as AddressInfo).port}`,
+      async close() {
+        server.closeAllConnections();
+        server.close();
+        await guard.close();
+      },
+    };
+  },
+});
+
+describe('guard.check in an upgrade listener', () => {
+  let authority: Authority;
+  let pod: Pod;
+  let guard: Guard;
+  let port = 0;
+  let upgraded: (Caller | undefined)[] = [];
+  const server = createServer();
+
+  server.on('upgrade', (req, socket) => {
+    socket.on('error', () => undefined);
+    guard.check(req).then(
+      (caller) => {
+        upgraded.push(caller);
+        socket.end('HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n');
+      },
+      (error: unknown) => {
+        const isRefusal = error instanceof AuthError || error instanceof ClusterError;
+        const headers = Object.entries({ ...(isRefusal && error.headers), connection: 'close', 'content-length': '0' });
+        const lines = headers.map(([name, value]) => `${name}: ${value}\r\n`);
+        socket.end(`HTTP/1.1 ${isRefusal ? error.status : 500} Refused\r\n${lines.join('')}\r\n`);
+      },
+    );
+  });
+
+  before(async () => {
+    authority = await createAuthority();
+    pod = await authority.pod('store/store');
+    server.listen(0, '127.0.0.1');
+    await once(server, 'listening');
+    ({ port } = server.address() as AddressInfo);
+  });
+  after(async () => {
+    server.close();
+    await authority.close();
+  });
+  beforeEach(() => {
+    upgraded = [];
+    guard = createGuard({
+      audience: 'store',
+      allow: ['api/api'],
+      apiServer: pod.apiServer,
+      logger: { info: () => {}, warn: () => {}, error: () => {} },
+    });
+  });
+  afterEach(async () => {
+    await authority.recover();
+    await guard.close();
+  });
+
+  function upgrade(headers: Readonly<Record<string, string>>): Promise<IncomingMessage> {
+    return new Promise((resolve, reject) => {
+      const outgoing = request({ host: '127.0.0.1', port, headers: { connection: 'Upgrade', upgrade: 'echo', ...headers } });
+      outgoing.on('upgrade', (res, socket) => {
+        socket.destroy();
+        resolve(res);
+      });
+      outgoing.on('response', (res) => {
+        res.resume();
+        resolve(res);
+      });
+      outgoing.on('error', reject);
+      outgoing.end();
+    });
+  }
+
+  it('upgrades the connection of a good caller', async () => {
+    const token = await authority.token('api/api', { audience: 'store', pod: 'api-0' });
+    const { statusCode } = await upgrade({ 'x-client-id': token });
+    assert.equal(statusCode, 101);
+    assert.equal(upgraded[0]?.serviceAccount, 'api/api');
+  });
+
+  it('answers 401 with the challenge where there is no token', async () => {
+    const { statusCode, headers } = await upgrade({});
+    assert.equal(statusCode, 401);
+    assert.equal(headers['www-authenticate'], 'ServiceAccount header="X-Client-Id"');
+    assert.equal(headers['cache-control'], 'no-store');
+    assert.deepEqual(upgraded, []);
+  });
+
+  it('answers 403 to a stranger', async () => {
+    const token = await authority.token('else/stranger', { audience: 'store', pod: 'stranger-0' });
+    const { statusCode, headers } = await upgrade({ 'x-client-id': token });
+    assert.equal(statusCode, 403);
+    assert.equal(headers['www-authenticate'], 'ServiceAccount header="X-Client-Id", error="caller_not_allowed"');
+    assert.deepEqual(upgraded, []);
+  });
+
+  it('answers 503 while the cluster is away', async () => {
+    authority.fail('outage');
+    const token = await authority.token('api/api', { audience: 'store', pod: 'api-0' });
+    const { statusCode, headers } = await upgrade({ 'x-client-id': token });
+    assert.equal(statusCode, 503);
+    assert.match(headers['retry-after'] ?? '', /^[1-5]$/);
+    assert.deepEqual(upgraded, []);
+  });
+});
