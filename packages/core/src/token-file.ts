@@ -3,7 +3,6 @@
 import { constants, watch, type FSWatcher } from 'node:fs';
 import { type FileHandle, open } from 'node:fs/promises';
 import { basename, dirname, isAbsolute, join, resolve } from 'node:path';
-import { setTimeout as delay } from 'node:timers/promises';
 
 import { TokenFileError } from './errors.ts';
 import type { Log } from './logger.ts';
@@ -184,7 +183,7 @@ export function createTokenFile(file: string, log: Log): TokenFile {
       await reload();
       // Only a file that is not there can be late; one with the wrong thing in it will not mend itself.
       if (error?.code !== 'token_file_unreadable') return;
-      await delay(pollMs);
+      await new Promise((resolve) => setTimeout(resolve, pollMs));
     }
   }
 

@@ -1,0 +1,290 @@
+import assert from 'node:assert/strict';
+import { execFile } from 'node:child_process';
+import { copyFileSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { after, afterEach, before, beforeEach, describe, it, mock } from 'node:test';
+import { promisify } from 'node:util';
+
+import { type Authority, createAuthority, type Pod } from '@k8s-sa-auth/testing';
+
+import { type ApiServer, type ApiServerConnection, connectApiServer } from './api-server.ts';
+
+let authority: Authority;
+let store: Pod;
+let directory: string;
+let warnings: string[];
+let connections: ApiServerConnection[];
+
+function connect(options: ApiServer | undefined = store.apiServer): ApiServerConnection {
+  const connection = connectApiServer(options, { info: () => {}, warn: (kind) => void warnings.push(kind) });
+  connections.push(connection);
+  return connection;
+}
+
+const question = {
+  path: '/apis/authorization.k8s.io/v1/selfsubjectaccessreviews',
+  body: {
+    apiVersion: 'authorization.k8s.io/v1',
+    kind: 'SelfSubjectAccessReview',
+    spec: { resourceAttributes: { group: 'authentication.k8s.io', resource: 'tokenreviews', verb: 'create' } },
+  },
+  maxAnswerBytes: 16_384,
+};
+const ask = async (connection: ApiServerConnection): Promise<number> => (await connection.ask(question, 5_000)).status;
+
+// The files of a pod that a test may change.
+function copyOf(pod: Pod): { url: string; caFile: string; tokenFile: string } {
+  const copy = { url: pod.apiServer.url, caFile: join(directory, 'ca.crt'), tokenFile: join(directory, 'token') };
+  copyFileSync(pod.apiServer.caFile, copy.caFile);
+  copyFileSync(pod.apiServer.tokenFile, copy.tokenFile);
+  return copy;
+}
+
+before(async () => {
+  authority = await createAuthority();
+  store = await authority.pod('secret-store/secret-store');
+});
+after(() => authority.close());
+beforeEach(() => {
+  directory = mkdtempSync(join(tmpdir(), 'api-server-test-'));
+  warnings = [];
+  connections = [];
+});
+afterEach(async () => {
+  mock.timers.reset();
+  for (const connection of connections) connection.close();
+  await authority.recover();
+  rmSync(directory, { recursive: true });
+});
+
+describe('connectApiServer, asking', () => {
+  it('asks with the pod’s token over verified TLS', async () => {
+    assert.equal(await ask(connect()), 201);
+    const call = authority.calls.at(-1);
+    assert.equal(call?.resource, 'selfsubjectaccessreviews');
+    assert.equal(call.serviceAccount, 'secret-store/secret-store');
+  });
+
+  it('knows what its own token says', async () => {
+    const claims = await connect().ownClaims();
+    assert.equal(claims?.username, 'system:serviceaccount:secret-store:secret-store');
+    assert.deepEqual(claims.audiences, ['https://kubernetes.default.svc.cluster.local']);
+  });
+
+  it('tries once more after a 429, a 500 or a refused connection, and no more', async () => {
+    const connection = connect();
+    await ask(connection);
+    const asked = authority.calls.length;
+    authority.fail({ status: 500, body: '' }, { times: 1 });
+    const review = {
+      ...question,
+      path: '/apis/authentication.k8s.io/v1/tokenreviews',
+      body: { ...question.body, kind: 'TokenReview', spec: {} },
+    };
+    assert.equal((await connection.ask(review, 5_000)).status, 400);
+    assert.equal(authority.calls.length, asked + 2);
+    authority.fail({ status: 503, body: '' });
+    assert.equal((await connection.ask(review, 5_000)).status, 503);
+    assert.equal(authority.calls.length, asked + 4);
+  });
+
+  it('does not wait longer than its budget for a Retry-After', async () => {
+    const connection = connect();
+    authority.fail('too-many-requests');
+    const asked = authority.calls.length;
+    assert.equal((await connection.ask(question, 900)).status, 429);
+    assert.equal(authority.calls.length, asked + 1);
+  });
+
+  it('asks again when the connection that it reused had been dropped', async () => {
+    const connection = connect();
+    await ask(connection);
+    authority.fail('outage');
+    await authority.recover();
+    assert.equal(await ask(connection), 201);
+  });
+
+  it('does not ask again when a new connection is reset after the question', async () => {
+    const asked = authority.calls.length;
+    authority.fail('reset');
+    await assert.rejects(connect().ask(question, 5_000), { name: 'ApiServerError', reason: 'connection_reset' });
+    assert.equal(authority.calls.length, asked + 1);
+  });
+
+  it('gives one attempt 3 s', async () => {
+    const connection = connect();
+    await ask(connection);
+    authority.fail('slow', { delayMs: 60_000 });
+    mock.timers.enable({ apis: ['setTimeout'] });
+    const answer = assert.rejects(connection.ask(question, 5_000), { name: 'ApiServerError', reason: 'timeout' });
+    await new Promise(setImmediate);
+    mock.timers.tick(3_000);
+    await answer;
+  });
+
+  it('reads no more of an answer than it may', async () => {
+    authority.fail({ status: 201, body: 'x'.repeat(20_000) });
+    const review = { ...question, path: '/apis/authentication.k8s.io/v1/tokenreviews' };
+    await assert.rejects(connect().ask(review, 5_000), { reason: 'answer_too_large' });
+  });
+
+  it('follows no redirect', async () => {
+    authority.fail({ status: 302, headers: { location: 'https://127.0.0.1:1/' }, body: '' });
+    const review = { ...question, path: '/apis/authentication.k8s.io/v1/tokenreviews' };
+    assert.equal((await connect().ask(review, 5_000)).status, 302);
+  });
+
+  it('trusts no other certificate, whatever the environment says', async () => {
+    const stranger = await createAuthority();
+    const before = process.env['NODE_TLS_REJECT_UNAUTHORIZED'];
+    process.env['NODE_TLS_REJECT_UNAUTHORIZED'] = '0';
+    try {
+      await assert.rejects(connect({ ...store.apiServer, url: stranger.url }).ask(question, 5_000), { reason: 'certificate_not_trusted' });
+      assert.equal(stranger.calls.length, 0);
+    } finally {
+      if (before === undefined) delete process.env['NODE_TLS_REJECT_UNAUTHORIZED'];
+      else process.env['NODE_TLS_REJECT_UNAUTHORIZED'] = before;
+      await stranger.close();
+    }
+  });
+});
+
+describe('connectApiServer, its credentials', () => {
+  it('reads a rotated token within 60 s', async () => {
+    const files = copyOf(store);
+    const other = await authority.pod('secret-store/other');
+    const connection = connect(files);
+    await ask(connection);
+    copyFileSync(other.apiServer.tokenFile, files.tokenFile);
+    await ask(connection);
+    assert.equal(authority.calls.at(-1)?.serviceAccount, 'secret-store/secret-store');
+    mock.timers.enable({ apis: ['Date'], now: Date.now() + 60_000 });
+    await ask(connection);
+    assert.equal(authority.calls.at(-1)?.serviceAccount, 'secret-store/other');
+  });
+
+  it('looks at the file after a 401, and asks again with a newer token', async () => {
+    const files = copyOf(store);
+    writeFileSync(files.tokenFile, await authority.token('secret-store/secret-store', { audience: 'elsewhere', pod: 'p' }));
+    const connection = connect(files);
+    assert.equal(await ask(connection), 401);
+    copyFileSync(store.apiServer.tokenFile, files.tokenFile);
+    assert.equal(await ask(connection), 201);
+  });
+
+  it('looks at the CA file when the certificate is not trusted, and asks again with a newer CA', async () => {
+    const files = copyOf(store);
+    const connection = connect(files);
+    await ask(connection);
+    authority.rotateCa();
+    authority.fail('outage');
+    await authority.recover();
+    await assert.rejects(connection.ask(question, 5_000), { reason: 'certificate_not_trusted' });
+    copyFileSync(store.apiServer.caFile, files.caFile);
+    assert.equal(await ask(connection), 201);
+  });
+
+  it('keeps the last credentials when a reload fails, and says so once', async () => {
+    const files = copyOf(store);
+    const connection = connect(files);
+    await ask(connection);
+    writeFileSync(files.tokenFile, '');
+    mock.timers.enable({ apis: ['Date'], now: Date.now() + 60_000 });
+    assert.equal(await ask(connection), 201);
+    mock.timers.setTime(Date.now() + 60_000);
+    assert.equal(await ask(connection), 201);
+    assert.deepEqual(warnings, ['api_server_credentials']);
+  });
+
+  it('says which file is missing', async () => {
+    const connection = connect({ ...store.apiServer, tokenFile: join(directory, 'absent') });
+    await assert.rejects(connection.ask(question, 5_000), { reason: 'own_credentials_unreadable', message: /absent does not exist/ });
+  });
+
+  it('sends nothing that could not stand in a header', async () => {
+    const files = copyOf(store);
+    writeFileSync(files.tokenFile, 'a token\r\nX-Injected: 1');
+    await assert.rejects(connect(files).ask(question, 5_000), { reason: 'own_credentials_unreadable', message: /does not hold a token/ });
+  });
+});
+
+describe('connectApiServer, finding the API server', () => {
+  const run = promisify(execFile);
+
+  // In a process of its own, since it is the environment that decides.
+  async function inProcess(env: Record<string, string>, script: string): Promise<string> {
+    const source = `const { createGuard } = await import(${JSON.stringify(new URL('./index.ts', import.meta.url).href)});
+      const options = { audience: 'secret-store', allow: 'any', logger: { info() {}, warn() {}, error() {} } };
+      try { ${script} } catch (error) { console.log(error.name + ': ' + error.message); }`;
+    const { stdout } = await run(process.execPath, ['--input-type=module', '--eval', source], {
+      env: { HOME: directory, PATH: process.env['PATH'] ?? '', ...env },
+    });
+    return stdout;
+  }
+
+  const ready = 'const guard = createGuard(options); await guard.ready(); console.log("ready"); await guard.close();';
+
+  it('finds it in a pod by what the kubelet provides, without the kubeconfig library', async () => {
+    const script = `const { registerHooks } = await import('node:module');
+      registerHooks({ resolve(name, context, next) { if (name.includes('client-node')) console.log(name); return next(name, context); } });
+      ${ready}`;
+    assert.equal(await inProcess({ ...store.env }, script), 'ready\n');
+    assert.equal(await inProcess({ KUBECONFIG: authority.kubeconfig }, script), '@kubernetes/client-node\nready\n');
+  });
+
+  it('finds it outside a pod by KUBECONFIG', async () => {
+    assert.equal(await inProcess({ KUBECONFIG: authority.kubeconfig }, ready), 'ready\n');
+  });
+
+  it('takes a kubeconfig that is named', async () => {
+    const script = `options.apiServer = { kubeconfig: ${JSON.stringify(authority.kubeconfig)} }; ${ready}`;
+    assert.equal(await inProcess({}, script), 'ready\n');
+  });
+
+  it('says what to do where there is neither pod nor kubeconfig', async () => {
+    const printed = await inProcess({}, ready);
+    assert.match(printed, /^TypeError: No API server to review tokens: this process is not in a pod, and there is no kubeconfig at /);
+    assert.match(printed, /run in a pod, set KUBECONFIG, or give apiServer: \{ url, caFile, tokenFile \}/);
+  });
+
+  it('refuses a kubeconfig that does not exist', async () => {
+    assert.match(await inProcess({ KUBECONFIG: join(directory, 'absent') }, ready), /^TypeError: .*absent does not exist/);
+  });
+
+  function kubeconfigWith(change: (text: string) => string): string {
+    const path = join(directory, 'kubeconfig');
+    writeFileSync(path, change(readFileSync(authority.kubeconfig, 'utf8')));
+    return path;
+  }
+
+  it('refuses a kubeconfig that names http:', async () => {
+    const path = kubeconfigWith((text) => text.replace('https:', 'http:'));
+    assert.match(await inProcess({ KUBECONFIG: path }, ready), /^TypeError: .*"http:\/\/127.0.0.1:\d+" is not an https: URL/);
+  });
+
+  it('refuses a kubeconfig that verifies no certificate', async () => {
+    const path = kubeconfigWith((text) => text.replace(/"certificate-authority": .*/, '"insecure-skip-tls-verify": true'));
+    assert.match(await inProcess({ KUBECONFIG: path }, ready), /^TypeError: .*insecure-skip-tls-verify is set/);
+  });
+
+  it('refuses a context that does not exist', () => {
+    assert.throws(() => connect({ kubeconfig: authority.kubeconfig, context: 'absent' }), {
+      name: 'TypeError',
+      message: /names no cluster/,
+    });
+  });
+
+  it('refuses a kubeconfig that is none', () => {
+    const path = kubeconfigWith(() => 'clusters: [');
+    assert.throws(() => connect({ kubeconfig: path }), { name: 'TypeError', message: /cannot be read/ });
+  });
+
+  it('refuses an address that is not https:', () => {
+    assert.throws(() => connect({ ...store.apiServer, url: 'http://127.0.0.1' }), { name: 'TypeError', message: /not an https: URL/ });
+  });
+
+  it('refuses options that it does not know', () => {
+    assert.throws(() => connect({ ...store.apiServer, insecure: true } as ApiServer), { name: 'TypeError', message: /"insecure"/ });
+  });
+});

@@ -1,0 +1,271 @@
+import assert from 'node:assert/strict';
+import { execFile } from 'node:child_process';
+import { mkdirSync, mkdtempSync, renameSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { after, afterEach, before, beforeEach, describe, it, mock } from 'node:test';
+import { promisify } from 'node:util';
+
+import { type Authority, createAuthority, type Pod } from '@k8s-sa-auth/testing';
+
+import { createTokenFile, type TokenFile } from './token-file.ts';
+
+let authority: Authority;
+let api: Pod;
+let directory: string;
+let told: string[];
+let files: TokenFile[];
+
+function follow(path: string): TokenFile {
+  const file = createTokenFile(path, {
+    info: (_details, message) => void told.push(`info ${message}`),
+    warn: (kind, _details, message) => void told.push(`warn ${kind} ${message}`),
+  });
+  files.push(file);
+  return file;
+}
+
+const mint = (audience: string | readonly string[] = 'secret-store'): Promise<string> =>
+  authority.token('api/api', { audience, pod: 'api-0' });
+
+// Resolves when the file has been reloaded, by whatever made it so.
+async function reloaded(file: TokenFile, isDone: () => boolean): Promise<void> {
+  while (!isDone()) await new Promise((resolve) => setImmediate(resolve));
+  assert.ok(file);
+}
+
+before(async () => {
+  authority = await createAuthority();
+  api = await authority.pod('api/api', { tokens: { 'api-token': 'secret-store' } });
+});
+after(() => authority.close());
+beforeEach(() => {
+  directory = mkdtempSync(join(tmpdir(), 'token-file-test-'));
+  told = [];
+  files = [];
+});
+afterEach(() => {
+  mock.timers.reset();
+  for (const file of files) file.close();
+  rmSync(directory, { recursive: true });
+});
+
+describe('createTokenFile', () => {
+  it('reads what the kubelet projects', async () => {
+    const file = follow(api.tokenFile('api-token'));
+    assert.match(await file.token(), /^eyJ/);
+    assert.equal(file.status().loaded?.audience, 'secret-store');
+  });
+
+  it('gives the token without disk access from then on', async () => {
+    const path = join(directory, 'token');
+    writeFileSync(path, await mint());
+    const file = follow(path);
+    const token = await file.token();
+    rmSync(path);
+    assert.equal(file.peek(), token);
+    assert.equal(await file.token(), token);
+  });
+
+  it('reloads when the kubelet swaps the volume', async () => {
+    const file = follow(api.tokenFile('api-token'));
+    const first = await file.token();
+    await api.rotate();
+    await reloaded(file, () => file.peek() !== first);
+    assert.notEqual(file.peek(), first);
+    assert.deepEqual(told, []);
+  });
+
+  it('reloads within 5 minutes where nothing tells of a change, as with subPath', async () => {
+    const mounted = join(directory, 'mounted');
+    mkdirSync(mounted);
+    const path = join(mounted, 'token');
+    const target = join(directory, 'target');
+    writeFileSync(target, await mint());
+    symlinkSync(target, path);
+    const file = follow(path);
+    const first = await file.token();
+    writeFileSync(target, await authority.token('api/api', { audience: 'secret-store', expirationSeconds: 3_600, pod: 'api-0' }));
+    assert.equal(file.peek(), first);
+    mock.timers.enable({ apis: ['Date'], now: Date.now() + 300_000 });
+    assert.equal(file.peek(), first);
+    await reloaded(file, () => file.peek() !== first);
+  });
+
+  it('reloads when a fifth of the life is left', async () => {
+    const target = join(directory, 'target');
+    mkdirSync(join(directory, 'mounted'));
+    writeFileSync(target, await mint());
+    symlinkSync(target, join(directory, 'mounted', 'token'));
+    const file = follow(join(directory, 'mounted', 'token'));
+    const first = await file.token();
+    const bornAt = Date.now();
+    mock.timers.enable({ apis: ['Date'], now: bornAt + 299_000 });
+    await file.token();
+    mock.timers.setTime(bornAt + 301_000);
+    await reloaded(file, () => file.peek() === first && (file.status().reloadedAtMs ?? 0) >= bornAt + 301_000);
+    const second = await mint();
+    writeFileSync(target, second);
+    mock.timers.setTime(bornAt + 479_000);
+    assert.equal(file.peek(), first);
+    mock.timers.setTime(bornAt + 481_000);
+    await reloaded(file, () => file.peek() === second);
+  });
+
+  it('trims a newline', async () => {
+    const token = await mint();
+    writeFileSync(join(directory, 'token'), `\n${token}\n`);
+    assert.equal(await follow(join(directory, 'token')).token(), token);
+  });
+
+  it('waits for a file that is late', async () => {
+    const path = join(directory, 'late', 'token');
+    const file = follow(path);
+    const waiting = file.token();
+    mkdirSync(join(directory, 'late'));
+    writeFileSync(`${path}.new`, await mint());
+    renameSync(`${path}.new`, path);
+    assert.match(await waiting, /^eyJ/);
+  });
+
+  it('waits no longer than 10 s, and says what is missing', async () => {
+    mock.timers.enable({ apis: ['setTimeout'] });
+    const path = join(directory, 'absent');
+    const waiting = assert.rejects(follow(path).token(), {
+      name: 'TokenFileError',
+      code: 'token_file_unreadable',
+      path,
+      message: `${path} does not exist. Mount a projected volume there, with a serviceAccountToken source`,
+    });
+    let isOver = false;
+    void waiting.then(() => (isOver = true));
+    for (let ticks = 0; !isOver; ticks++) {
+      assert.ok(ticks < 100_000);
+      mock.timers.tick(1);
+      await new Promise(setImmediate);
+    }
+    await waiting;
+  });
+
+  const rejects = async (code: string, message: RegExp): Promise<void> => {
+    const file = follow(join(directory, 'token'));
+    await reloaded(file, () => file.status().error !== undefined);
+    assert.equal(file.peek(), undefined);
+    assert.equal(file.status().error?.code, code);
+    assert.match(file.status().error?.message ?? '', message);
+  };
+
+  it('never sends a token for several audiences', async () => {
+    writeFileSync(join(directory, 'token'), await mint(['secret-store', 'vault']));
+    await rejects('token_not_sendable', /more than one audience/);
+  });
+
+  it('never sends a token for the API server', async () => {
+    writeFileSync(join(directory, 'token'), await mint('https://kubernetes.default.svc.cluster.local'));
+    await rejects('token_not_sendable', /is meant for the API server/);
+  });
+
+  it('never sends what is not one JWT', async () => {
+    writeFileSync(join(directory, 'token'), `${await mint()} ${await mint()}`);
+    await rejects('token_not_sendable', /is not one compact JWT/);
+  });
+
+  it('never sends an expired token', async () => {
+    writeFileSync(join(directory, 'token'), await mint());
+    mock.timers.enable({ apis: ['Date'], now: Date.now() + 600_000 });
+    await rejects('token_expired', /expired at 20.*The kubelet has not rotated it/);
+  });
+
+  it('never sends a token without audience or expiry', async () => {
+    const encode = (part: object): string => Buffer.from(JSON.stringify(part)).toString('base64url');
+    writeFileSync(join(directory, 'token'), `${encode({ alg: 'RS256' })}.${encode({ sub: 'x' })}.c2ln`);
+    await rejects('token_not_sendable', /no expiry or no audience/);
+  });
+
+  it('reads regular files only', async () => {
+    mkdirSync(join(directory, 'token'));
+    await rejects('token_file_unreadable', /is not a regular file/);
+  });
+
+  it('does not hang on a FIFO', async () => {
+    await promisify(execFile)('mkfifo', [join(directory, 'token')]);
+    await rejects('token_file_unreadable', /is not a regular file/);
+  });
+
+  it('reads at most 8 KiB', async () => {
+    writeFileSync(join(directory, 'token'), 'x'.repeat(8_193));
+    await rejects('token_file_unreadable', /has 8193 bytes/);
+  });
+
+  it('keeps the last good token when a reload fails, says so once, and says when it is over', async () => {
+    const path = join(directory, 'token');
+    const token = await mint();
+    writeFileSync(path, token);
+    const file = follow(path);
+    await file.token();
+    writeFileSync(path, '');
+    await reloaded(file, () => file.status().error !== undefined);
+    writeFileSync(path, 'garbage');
+    await reloaded(file, () => file.status().error?.code === 'token_not_sendable');
+    assert.equal(file.peek(), token);
+    writeFileSync(path, token);
+    await reloaded(file, () => file.status().error === undefined);
+    assert.equal(told.length, 2);
+    assert.match(told[0] ?? '', /^warn token_file .* is empty\..* The last good token is sent while it lives$/);
+    assert.match(told[1] ?? '', /^info The token in .* can be sent again$/);
+  });
+
+  it('fails instead of sending a dead token', async () => {
+    const path = join(directory, 'token');
+    writeFileSync(path, await mint());
+    const file = follow(path);
+    await file.token();
+    mock.timers.enable({ apis: ['Date'], now: Date.now() + 600_000 });
+    assert.equal(file.peek(), undefined);
+    await assert.rejects(file.token(), { code: 'token_expired' });
+    writeFileSync(path, await mint());
+    assert.match(await file.token(), /^eyJ/);
+  });
+
+  it('looks below K8S_SA_AUTH_ROOT where that is set', async () => {
+    process.env['K8S_SA_AUTH_ROOT'] = api.env['K8S_SA_AUTH_ROOT'];
+    try {
+      const file = follow('/var/run/secrets/tokens/api-token');
+      assert.equal(file.path, api.tokenFile('api-token'));
+      assert.equal(follow(api.tokenFile('api-token')).path, api.tokenFile('api-token'));
+      assert.match(await file.token(), /^eyJ/);
+    } finally {
+      delete process.env['K8S_SA_AUTH_ROOT'];
+    }
+  });
+
+  it('knows the API server’s audience from the pod’s default token, whatever the issuer', async () => {
+    process.env['K8S_SA_AUTH_ROOT'] = api.env['K8S_SA_AUTH_ROOT'];
+    try {
+      const [header, payload, signature] = (await mint('https://kubernetes.default.svc.cluster.local')).split('.');
+      const claims = JSON.parse(Buffer.from(payload ?? '', 'base64url').toString()) as object;
+      const other = Buffer.from(JSON.stringify({ ...claims, iss: 'https://elsewhere.example' })).toString('base64url');
+      const path = join(api.env['K8S_SA_AUTH_ROOT'] ?? '', 'token');
+      writeFileSync(path, `${header}.${other}.${signature}`);
+      await assert.rejects(follow(path).token(), { code: 'token_not_sendable', message: /is meant for the API server/ });
+    } finally {
+      delete process.env['K8S_SA_AUTH_ROOT'];
+    }
+  });
+
+  it('sends nothing after close', async () => {
+    const file = follow(api.tokenFile('api-token'));
+    await file.token();
+    file.close();
+    assert.equal(file.peek(), undefined);
+    await assert.rejects(file.token(), { name: 'TokenFileError', message: /is closed/ });
+  });
+
+  it('does not keep a process alive', async () => {
+    const script = `const { createServiceClient } = await import(${JSON.stringify(new URL('./index.ts', import.meta.url).href)});
+      const client = createServiceClient({ targets: [{ origin: 'http://x', tokenFile: ${JSON.stringify(api.tokenFile('api-token'))} }] });
+      await client.ready(); console.log('ready');`;
+    const { stdout } = await promisify(execFile)(process.execPath, ['--input-type=module', '--eval', script], { timeout: 20_000 });
+    assert.equal(stdout, 'ready\n');
+  });
+});
