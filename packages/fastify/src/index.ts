@@ -181,7 +181,10 @@ async function admit(guard: Check, request: FastifyRequest, reply: FastifyReply)
     request.caller = caller;
     const { vary, ...headers } = guard.responseHeaders;
     reply.headers(headers);
-    if (vary !== undefined) reply.header('vary', [reply.getHeader('vary') ?? [], vary].flat().join(', '));
+    const varied = [reply.getHeader('vary') ?? []].flat().join(', ');
+    if (vary !== undefined && !varied.toLowerCase().split(/, */).includes(vary.toLowerCase())) {
+      reply.header('vary', varied === '' ? vary : `${varied}, ${vary}`);
+    }
   } catch (error) {
     // On the reply before it is thrown: custom error handlers drop `error.headers`.
     if (error instanceof AuthError || error instanceof ClusterError) reply.headers(error.headers);

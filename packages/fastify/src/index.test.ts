@@ -1,0 +1,358 @@
+import assert from 'node:assert/strict';
+import { execFile } from 'node:child_process';
+import { once } from 'node:events';
+import { createServer } from 'node:http';
+import { connect } from 'node:http2';
+import type { AddressInfo } from 'node:net';
+import { text } from 'node:stream/consumers';
+import { after, afterEach, before, beforeEach, describe, it } from 'node:test';
+import { promisify } from 'node:util';
+
+import { type Authority, createAuthority, type Pod } from '@k8s-sa-auth/testing';
+import fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest } from 'fastify';
+
+import { as, ask } from './fixtures/ask.ts';
+import defaultExport, { AuthError, callerOf, ClusterError, k8sSaAuth, k8sSaAuthClient } from './index.ts';
+
+let authority: Authority;
+let pod: Pod;
+let app: FastifyInstance;
+let api: string;
+let ops: string;
+
+before(async () => {
+  authority = await createAuthority();
+  pod = await authority.pod('store/store', { tokens: { shop: 'shop' } });
+  api = await authority.token('api/api', { audience: 'store', pod: 'api-0' });
+  ops = await authority.token('ops/admin', { audience: ['store', 'admin'], pod: 'ops-0' });
+});
+after(() => authority.close());
+beforeEach(() => {
+  app = fastify();
+});
+afterEach(() => app.close());
+
+const standard = () => ({ audience: 'store', allow: ['api/api'], apiServer: pod.apiServer });
+const listen = () => app.listen({ port: 0, host: '127.0.0.1' });
+
+describe('app.k8sSaAuth', () => {
+  it('is an onRequest hook of its own', async () => {
+    await app.register(k8sSaAuth, { routes: 'opt-in', apiServer: pod.apiServer });
+    const admin = app.k8sSaAuth.with({ audience: 'admin', allow: ['ops/*'] });
+    app.get<{ Params: { id: string } }>('/admin/:id', { onRequest: admin }, (request) => `${callerOf(request).name} ${request.params.id}`);
+    app.get('/own', { onRequest: [admin.with({ allow: ['api/api'] }), admin] }, () => 'nobody');
+    app.post<{ Body: { a: number }; Reply: string }>('/admin', { onRequest: admin }, (request) => String(request.body.a));
+    const origin = await listen();
+    assert.equal((await ask(origin, '/admin', { ...as(api), method: 'POST', body: '{}' })).status, 403);
+    assert.equal((await ask(origin, '/admin/7')).status, 401);
+    assert.equal((await ask(origin, '/admin/7', as(api))).status, 403);
+    assert.equal((await ask(origin, '/admin/7', as(ops))).text, 'admin 7');
+    assert.equal((await ask(origin, '/own', as(ops))).status, 403);
+  });
+
+  it('adds up with the guard of its scope, which has taken the token off', async () => {
+    await app.register(k8sSaAuth, { ...standard(), allow: 'any' });
+    app.get('/admin', { onRequest: app.k8sSaAuth.with({ audience: 'admin', allow: ['ops/*'] }) }, (request) =>
+      callerOf(request).audiences.join(),
+    );
+    const origin = await listen();
+    assert.equal((await ask(origin, '/admin', as(api))).status, 403);
+    const answer = await ask(origin, '/admin', as(ops));
+    assert.equal(answer.text, 'admin');
+    assert.equal(answer.headers.vary, 'X-Client-Id');
+  });
+
+  it('guards a scope as its onRequest hook', async () => {
+    await app.register(k8sSaAuth, { ...standard(), routes: 'opt-in' });
+    await app.register(async (scope) => {
+      scope.addHook('onRequest', scope.k8sSaAuth);
+      scope.get('/x', () => 'x');
+    });
+    const origin = await listen();
+    assert.equal((await ask(origin, '/x')).status, 401);
+    assert.equal((await ask(origin, '/x', as(api))).text, 'x');
+  });
+
+  it('refuses options that are not understood when it is made', async () => {
+    await app.register(k8sSaAuth, standard());
+    assert.throws(() => app.k8sSaAuth.with({ allow: [] }), TypeError);
+    assert.throws(() => app.k8sSaAuth.with(JSON.parse('{ "allow": "any", "audiance": "admin" }')), /"audiance"/);
+  });
+
+  it('answers 500 where it has no audience', async () => {
+    await app.register(k8sSaAuth, { routes: 'opt-in', apiServer: pod.apiServer });
+    app.get('/x', { onRequest: app.k8sSaAuth }, () => 'open');
+    const origin = await listen();
+    const answer = await ask(origin, '/x', as(api));
+    assert.equal(answer.status, 500);
+    assert.match(answer.text, /without an audience/);
+  });
+
+  it('is one of several schemes', async () => {
+    await app.register(k8sSaAuth, { ...standard(), routes: 'opt-in' });
+    type Scheme = (this: FastifyInstance, request: FastifyRequest, reply: FastifyReply, done: (error?: Error) => void) => unknown;
+    // As @fastify/auth calls them: the first that passes will do.
+    const auth = (schemes: readonly Scheme[]) =>
+      async function anyOf(this: FastifyInstance, request: FastifyRequest, reply: FastifyReply): Promise<void> {
+        let last: unknown;
+        for (const scheme of schemes) {
+          try {
+            await scheme.call(this, request, reply, () => undefined);
+            return;
+          } catch (error) {
+            last = error;
+          }
+        }
+        throw last;
+      };
+    const password: Scheme = async (request) => {
+      if (request.headers.authorization !== 'Basic b3BzOm9wcw==') throw Object.assign(new Error('no password'), { statusCode: 401 });
+    };
+    const whoami = (request: FastifyRequest): string => request.caller?.serviceAccount ?? 'by password';
+    app.get('/first', { preHandler: auth([app.k8sSaAuth, password]) }, whoami);
+    app.get('/last', { preHandler: auth([password, app.k8sSaAuth]) }, whoami);
+    const origin = await listen();
+    const byPassword = { headers: { authorization: 'Basic b3BzOm9wcw==' } };
+    assert.equal((await ask(origin, '/first', as(api))).text, 'api/api');
+    assert.equal((await ask(origin, '/last', as(api))).text, 'api/api');
+    assert.equal((await ask(origin, '/first', byPassword)).text, 'by password');
+    assert.equal((await ask(origin, '/last', byPassword)).text, 'by password');
+    assert.match((await ask(origin, '/first')).text, /no password/);
+    assert.equal((await ask(origin, '/last', as(ops))).status, 403);
+  });
+
+  it('is ready when the cluster lets it review tokens', async () => {
+    await app.register(k8sSaAuth, standard());
+    await app.k8sSaAuth.ready();
+    await app.register(async (inner) => {
+      await inner.register(k8sSaAuth, { audience: 'admin', allow: ['ops/*'] });
+      await inner.k8sSaAuth.ready(AbortSignal.timeout(5_000));
+    });
+  });
+});
+
+describe('k8sSaAuth', () => {
+  it('is the default export too', () => {
+    assert.equal(defaultExport, k8sSaAuth);
+  });
+
+  it('fails to load with a TypeError on options that are not understood', async () => {
+    const load = (options: object) => async () => fastify().register(k8sSaAuth, JSON.parse(JSON.stringify(options)));
+    const { apiServer } = pod;
+    const refusal = (message: RegExp) => ({ name: 'TypeError', message });
+    await assert.rejects(load({ apiServer }), refusal(/"audience" is required/));
+    await assert.rejects(load({ apiServer, audience: 'store' }), refusal(/"allow" says who may call/));
+    await assert.rejects(load({ ...standard(), audiance: 'store' }), refusal(/does not know "audiance"/));
+    await assert.rejects(load({ ...standard(), prefix: '/v1' }), refusal(/does not know "prefix"/));
+    await assert.rejects(load({ ...standard(), routes: 'optin' }), refusal(/"routes" is 'all' or 'opt-in', not "optin"/));
+    await assert.rejects(load({ apiServer, routes: 'opt-in', audience: 'store' }), refusal(/"allow" says who may call/));
+    await assert.rejects(load({ apiServer, routes: 'opt-in', allow: 'any' }), refusal(/"audience" is required/));
+  });
+
+  it('fails to load where a nested registration names what only the outermost can say', async () => {
+    await app.register(k8sSaAuth, standard());
+    const nested = (options: object) => async () =>
+      app.register(async (inner) => {
+        await inner.register(k8sSaAuth, JSON.parse(JSON.stringify(options)));
+      });
+    await assert.rejects(nested({ audience: 'admin', allow: 'any', header: 'authorization' }), /does not know "header"/);
+  });
+
+  it('fails to load where a nested registration that opts in names it', async () => {
+    await app.register(k8sSaAuth, standard());
+    const nested = async (inner: FastifyInstance): Promise<void> => {
+      await inner.register(k8sSaAuth, { routes: 'opt-in', forwardToken: true });
+    };
+    await assert.rejects(async () => app.register(nested), /does not know "forwardToken"/);
+  });
+
+  it('decides before the body is read, and before what comes later', async () => {
+    const steps: string[] = [];
+    app.addHook('preParsing', async () => void steps.push('preParsing'));
+    await app.register(k8sSaAuth, standard());
+    app.addHook('onRequest', async (request) => void steps.push(`onRequest ${request.caller?.name}`));
+    app.post('/x', (request) => request.body);
+    const origin = await listen();
+    const body = { method: 'POST', body: '{"a":1}' };
+    const headers = { 'content-type': 'application/json' };
+    assert.equal((await ask(origin, '/x', { ...body, headers })).status, 401);
+    assert.deepEqual(steps, []);
+    assert.equal((await ask(origin, '/x', { ...body, headers: { ...headers, 'x-client-id': api } })).text, '{"a":1}');
+    assert.deepEqual(steps, ['onRequest api', 'preParsing']);
+  });
+
+  it('gives an error handler what it needs, and keeps the challenge whatever that answers', async () => {
+    const seen: unknown[] = [];
+    await app.register(k8sSaAuth, standard());
+    app.setErrorHandler((error, _request, reply) => {
+      seen.push(error instanceof AuthError ? error.code : error);
+      return reply.code(418).send('custom');
+    });
+    app.get('/x', () => 'x');
+    const origin = await listen();
+    const answer = await ask(origin, '/x', as(ops));
+    assert.deepEqual([answer.status, answer.text], [418, 'custom']);
+    assert.equal(answer.headers['www-authenticate'], 'ServiceAccount header="X-Client-Id", error="caller_not_allowed"');
+    assert.equal(answer.headers['cache-control'], 'no-store');
+    assert.deepEqual(seen, ['caller_not_allowed']);
+  });
+
+  it('lets the error handler of the matched scope answer', async () => {
+    await app.register(k8sSaAuth, standard());
+    app.setErrorHandler((_error, _request, reply) => reply.send('outer'));
+    await app.register(
+      async (v1) => {
+        v1.setErrorHandler((error, _request, reply) => reply.send(error instanceof ClusterError ? 'unavailable' : 'v1'));
+        v1.get('/x', () => 'x');
+      },
+      { prefix: '/v1' },
+    );
+    const origin = await listen();
+    assert.equal((await ask(origin, '/v1/x')).text, 'v1');
+    assert.equal((await ask(origin, '/nowhere')).text, 'outer');
+    using _fault = authority.fail('forbidden');
+    assert.equal(
+      (await ask(origin, '/v1/x', as(await authority.token('api/api', { audience: 'store', pod: 'api-1' })))).text,
+      'unavailable',
+    );
+  });
+
+  it('keeps the Vary of a hook before it, in answers and in refusals', async () => {
+    app.addHook('onRequest', async (_request, reply) => void reply.header('vary', 'Origin'));
+    await app.register(k8sSaAuth, standard());
+    app.get('/x', () => 'x');
+    const origin = await listen();
+    assert.equal((await ask(origin, '/x', as(api))).headers.vary, 'Origin, X-Client-Id');
+    assert.equal((await ask(origin, '/x')).headers.vary, 'Origin');
+  });
+
+  it('keeps several values of Vary, and adds its own once', async () => {
+    app.addHook('onRequest', async (_request, reply) => void reply.header('vary', ['Origin', 'x-client-id']));
+    await app.register(k8sSaAuth, standard());
+    app.get('/x', () => 'x');
+    const { headers } = await ask(await listen(), '/x', as(api));
+    assert.equal(headers.vary, 'Origin, x-client-id');
+    assert.equal(headers['cache-control'], 'private');
+  });
+
+  it('has no caller on a public route, where callerOf is a 500', async () => {
+    await app.register(k8sSaAuth, standard());
+    app.get('/public', { config: { k8sSaAuth: false } }, (request) => callerOf(request).name);
+    const answer = await ask(await listen(), '/public', as(api));
+    assert.equal(answer.status, 500);
+    assert.match(answer.text, /callerOf: nobody was proven on this route/);
+  });
+
+  it('guards app.inject', async () => {
+    await app.register(k8sSaAuth, standard());
+    app.get('/x', (request) => [callerOf(request).serviceAccount, request.headers['x-client-id'] ?? 'taken off']);
+    assert.equal((await app.inject('/x')).statusCode, 401);
+    const answer = await app.inject({ url: '/x', headers: { 'X-Client-Id': api } });
+    assert.deepEqual(answer.json(), ['api/api', 'taken off']);
+  });
+
+  it('starts without permission to review, and warns the app’s log', async () => {
+    const lines: string[] = [];
+    const warned = Promise.withResolvers<void>();
+    const logged = fastify({
+      logger: {
+        level: 'warn',
+        stream: {
+          write(line: string) {
+            lines.push(line);
+            warned.resolve();
+          },
+        },
+      },
+    });
+    const powerless = await authority.pod('other/other', { reviews: false });
+    await logged.register(k8sSaAuth, { ...standard(), apiServer: powerless.apiServer });
+    logged.get('/x', () => 'x');
+    await logged.ready();
+    await warned.promise;
+    assert.match(lines.join(''), /system:auth-delegator/);
+    assert.equal((await logged.inject({ url: '/x', headers: { 'x-client-id': api } })).statusCode, 503);
+    await logged.close();
+  });
+
+  it('asks the cluster nothing more when the app is closed', async () => {
+    const closed = fastify();
+    await closed.register(k8sSaAuth, standard());
+    app.get('/x', { onRequest: closed.k8sSaAuth }, () => 'x');
+    const stranger = await authority.token('api/api', { audience: 'store', pod: 'api-2' });
+    assert.equal((await app.inject({ url: '/x', headers: { 'x-client-id': api } })).statusCode, 200);
+    await closed.close();
+    assert.equal((await app.inject({ url: '/x', headers: { 'x-client-id': stranger } })).statusCode, 503);
+  });
+
+  it('guards HTTP/2', async () => {
+    const secure = fastify({ http2: true });
+    await secure.register(k8sSaAuth, standard());
+    secure.get('/x', (request) => [callerOf(request).name, request.headers['x-client-id'] ?? 'taken off']);
+    secure.post('/x', (request) => request.body);
+    const session = connect(await secure.listen({ port: 0, host: '127.0.0.1' }));
+    const send = async (headers: Readonly<Record<string, string>>, body?: string) => {
+      const stream = session.request({ ':path': '/x', ...headers }, { endStream: body === undefined });
+      if (body !== undefined) stream.end(body);
+      const [answered = {}]: Record<string, unknown>[] = await once(stream, 'response');
+      return { headers: answered, text: await text(stream).catch(() => 'reset') };
+    };
+    const refused = await send({});
+    assert.equal(refused.headers[':status'], 401);
+    assert.equal(refused.headers['www-authenticate'], 'ServiceAccount header="X-Client-Id"');
+    const posted = { ':method': 'POST', 'content-type': 'application/json' };
+    assert.equal((await send(posted, '{"a":1}')).headers[':status'], 401);
+    assert.equal((await send({ 'x-client-id': api })).text, '["api","taken off"]');
+    assert.equal((await send({ ...posted, 'x-client-id': api }, '{"a":1}')).text, '{"a":1}');
+    assert.equal((await send({ 'x-client-id': ops })).headers[':status'], 403);
+    session.close();
+    await secure.close();
+  });
+
+  it('keeps no process alive', async () => {
+    const program = `
+      import fastify from 'fastify';
+      import { k8sSaAuth, k8sSaAuthClient } from ${JSON.stringify(import.meta.resolve('./index.ts'))};
+      const [token, tokenFile] = process.argv.slice(-2);
+      const app = fastify();
+      await app.register(k8sSaAuth, { audience: 'store', allow: ['api/api'] });
+      await app.register(k8sSaAuthClient, { targets: [{ origin: 'http://shop', tokenFile }] });
+      app.get('/x', (request) => request.caller.serviceAccount);
+      await app.serviceClient.ready();
+      await app.k8sSaAuth.ready();
+      console.log((await app.inject({ url: '/x', headers: { 'x-client-id': token } })).body);
+    `;
+    const run = promisify(execFile);
+    const options = { env: { ...process.env, ...pod.env }, cwd: import.meta.dirname, timeout: 20_000 };
+    const arguments_ = ['--input-type=module', '--eval', program, api, pod.tokenFile('shop')];
+    assert.equal((await run(process.execPath, arguments_, options)).stdout, 'api/api\n');
+    const closing = ['--input-type=module', '--eval', `${program}; await app.close();`, api, pod.tokenFile('shop')];
+    assert.equal((await run(process.execPath, closing, options)).stdout, 'api/api\n');
+  });
+});
+
+describe('k8sSaAuthClient', () => {
+  it('calls a target with its token, and ends with the app', async () => {
+    const shop = createServer((request, response) => response.end(String(request.headers['x-client-id'])));
+    await once(shop.listen(0, '127.0.0.1'), 'listening');
+    // The server listens on a port.
+    const origin = `http://127.0.0.1:${(shop.address() as AddressInfo).port}`;
+    await app.register(k8sSaAuthClient, { targets: [{ origin, tokenFile: pod.tokenFile('shop') }] });
+    app.get('/call', async () => (await app.serviceFetch(`${origin}/`)).text());
+    const answer = await app.inject('/call');
+    assert.deepEqual(await app.serviceClient.target(origin).headers(), { 'x-client-id': answer.body });
+    assert.equal(app.serviceClient.status()[0]?.audience, 'shop');
+    const { serviceFetch } = app;
+    await app.close();
+    await assert.rejects(serviceFetch(`${origin}/`));
+    shop.close();
+    shop.closeAllConnections();
+  });
+
+  it('fails to load with a TypeError on options that are not understood', async () => {
+    await assert.rejects(async () => app.register(k8sSaAuthClient, { targets: [] }), {
+      name: 'TypeError',
+      message: /"targets" is required/,
+    });
+  });
+});
