@@ -137,14 +137,14 @@ describe('connectApiServer, asking', () => {
 
   it('trusts no other certificate, whatever the environment says', async () => {
     const stranger = await createAuthority();
-    const before = process.env['NODE_TLS_REJECT_UNAUTHORIZED'];
+    const previous = process.env['NODE_TLS_REJECT_UNAUTHORIZED'];
     process.env['NODE_TLS_REJECT_UNAUTHORIZED'] = '0';
     try {
       await assert.rejects(connect({ ...store.apiServer, url: stranger.url }).ask(question, 5_000), { reason: 'certificate_not_trusted' });
       assert.equal(stranger.calls.length, 0);
     } finally {
-      if (before === undefined) delete process.env['NODE_TLS_REJECT_UNAUTHORIZED'];
-      else process.env['NODE_TLS_REJECT_UNAUTHORIZED'] = before;
+      if (previous === undefined) delete process.env['NODE_TLS_REJECT_UNAUTHORIZED'];
+      else process.env['NODE_TLS_REJECT_UNAUTHORIZED'] = previous;
       await stranger.close();
     }
   });

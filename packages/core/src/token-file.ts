@@ -2,7 +2,7 @@
 
 import { constants, watch, type FSWatcher } from 'node:fs';
 import { type FileHandle, open } from 'node:fs/promises';
-import { basename, dirname, isAbsolute, join, resolve } from 'node:path';
+import { basename, dirname, isAbsolute, join, resolve as resolvePath } from 'node:path';
 
 import { TokenFileError } from './errors.ts';
 import type { Log } from './logger.ts';
@@ -14,7 +14,7 @@ export const serviceAccountDirectory = '/var/run/secrets/kubernetes.io/serviceac
 /** A path as this pod sees it: below `K8S_SA_AUTH_ROOT`, if that is set, which is how a local process plays a pod. */
 export function podPath(path: string): string {
   const root = process.env['K8S_SA_AUTH_ROOT'];
-  if (!root || !isAbsolute(path) || path.startsWith(join(resolve(root), '/'))) return path;
+  if (!root || !isAbsolute(path) || path.startsWith(join(resolvePath(root), '/'))) return path;
   return join(root, path);
 }
 
