@@ -1,6 +1,7 @@
 // The three services against the authority, each as a process of its own: `pnpm demo`. What a cluster would run, without one.
 
 import { generateKeyPair } from 'node:crypto';
+import { once } from 'node:events';
 import { constants } from 'node:os';
 import { fileURLToPath } from 'node:url';
 import { parseArgs, promisify } from 'node:util';
@@ -28,6 +29,8 @@ const report = createReport(process.stdout);
 const interruption = new AbortController();
 const { signal } = interruption;
 for (const name of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(name, () => interruption.abort(name));
+// Whoever read our output went away, as `head` does.
+process.stdout.on('error', () => interruption.abort('SIGPIPE'));
 
 process.exitCode = await main();
 
@@ -59,6 +62,7 @@ async function main(): Promise<number> {
   } finally {
     await launcher.stopAll();
     await authority?.close();
+    if (signal.aborted) report.interrupted('Stopped. No process and no file is left.');
   }
 }
 
@@ -111,26 +115,22 @@ async function run(authority: Authority, launcher: ReturnType<typeof createLaunc
   if (!stay) return true;
 
   await launcher.start(roles.secretStore);
-  const token = pods.api.tokenFile('api-token');
   report.heading('All are running until Ctrl-C');
   report.plain(`
   curl ${api.url}
   curl ${api.url}/data
-  curl -i ${secretStore.url}
-  curl -H "X-Client-Id: $(cat ${token})" ${secretStore.url}/whoami
-  curl -i -H "X-Client-Id: $(cat ${token})" ${dataStore.url}
+  curl -i ${dataStore.url}
 
-  The token files of the three pods, which the authority rotates as a kubelet does:
-  ${[token, pods.api.tokenFile('data-token'), pods.dataStore.tokenFile('secret-token')].join('\n  ')}
+  api_token=${pods.api.tokenFile('api-token')}
+  data_token=${pods.api.tokenFile('data-token')}
+  curl -H "X-Client-Id: $(cat $api_token)" ${secretStore.url}/whoami
+  curl -i -H "X-Client-Id: $(cat $data_token)" ${secretStore.url}/whoami
+  curl -i -H "X-Client-Id: $(cat $data_token)" ${dataStore.url}/secret
 
-  export KUBECONFIG=${authority.kubeconfig}
-  kubectl create token api --namespace api --audience secret-store --bound-object-kind Pod --bound-object-name ${pods.api.name}
+  kubectl --kubeconfig ${authority.kubeconfig} get --raw /openid/v1/jwks
 `);
-  await new Promise((_resolve, reject) => {
-    signal.addEventListener('abort', reject);
-    // A listener of an AbortSignal keeps no process alive, but the authority does.
-  });
-  return true;
+  await once(signal, 'abort');
+  throw signal.reason;
 }
 
 function manifest(name: string): string {

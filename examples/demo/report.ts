@@ -24,10 +24,12 @@ export interface Report {
   pending(sent: string): void;
   step(line: Line): void;
   summary(isGood: boolean, text: string): void;
+  /** Ends a line that is under way. */
+  interrupted(text: string): void;
   plain(text: string): void;
 }
 
-const widths = { sent: 43, answer: 23, asked: 11 };
+const widths = { sent: 37, answer: 24, asked: 12 };
 
 /** Reports to a stream; colours follow it, NO_COLOR and FORCE_COLOR. */
 export function createReport(stream: NodeJS.WriteStream): Report {
@@ -63,6 +65,10 @@ export function createReport(stream: NodeJS.WriteStream): Report {
     summary(isGood, text) {
       print();
       print(style(isGood ? ['bold', 'green'] : ['bold', 'red'], `${isGood ? '✓' : '✗'} ${text}`));
+    },
+    interrupted(text) {
+      if (stream.isTTY) print();
+      print(style('dim', text));
     },
     plain: print,
   };

@@ -25,6 +25,7 @@ export interface Cast {
 }
 
 const rotations = 3;
+const requestsPerRotation = 50;
 /** How long an API server remembers a token that it accepted. */
 const apiServerMemoryMs = 10_000;
 const patienceMs = 10_000;
@@ -72,10 +73,11 @@ export function tellStory({ authority, api, secretStore, dataStore, pods, forger
     const senders = Promise.all(['/', '/', '/data', '/data'].map(keepSending));
     const rotate = async (): Promise<void> => {
       for (let round = 0; round < rotations; round += 1) {
-        const seen = countReviews(authority);
+        const [seen, sent] = [countReviews(authority), answered];
         for (const pod of Object.values(pods)) await pod.rotate();
         // api has picked up both of its new tokens once both services had to ask about them.
-        await until(() => refused !== undefined || countReviews(authority) >= seen + 2);
+        const isSeen = (): boolean => countReviews(authority) >= seen + 2 && answered >= sent + requestsPerRotation;
+        await until(() => refused !== undefined || isSeen());
       }
     };
     await Promise.all([rotate().finally(() => traffic.abort()), senders]);
@@ -108,15 +110,15 @@ export function tellStory({ authority, api, secretStore, dataStore, pods, forger
           act: async () => get(secretStore.url, forge(await tokenOf(pods.api, 'api-token'), forgersKey)),
         },
         {
-          sent: `data-store’s token for the API server`,
+          sent: 'data-store’s API server token',
           expected: { status: 403, code: 'invalid_token', reviews: 0 },
-          why: 'another audience: every pod has such a token',
+          why: 'another audience; every pod has such a token',
           act: async () => get(secretStore.url, await readFile(pods.dataStore.apiServer.tokenFile, 'utf8')),
         },
         {
-          sent: 'stranger/app’s token for secret-store',
+          sent: 'stranger/app, audience secret-store',
           expected: { status: 403, code: 'caller_not_allowed' },
-          why: 'a good token, but allow does not name stranger/app',
+          why: 'a good token, but not in allow',
           act: async () => get(secretStore.url, await token('stranger/app', 'secret-store')),
         },
         {
@@ -128,7 +130,7 @@ export function tellStory({ authority, api, secretStore, dataStore, pods, forger
         {
           sent: 'the same token again, GET /whoami',
           expected: { status: 200, reviews: 0, body: '"api/api"' },
-          why: () => `remembered; the handler sees api/api, pod ${pods.api.name}`,
+          why: `the handler sees api/api, pod ${pods.api.name}`,
           act: async () => get(`${secretStore.url}/whoami`, await tokenOf(pods.api, 'api-token')),
         },
       ],
@@ -143,13 +145,13 @@ export function tellStory({ authority, api, secretStore, dataStore, pods, forger
           act: () => get(`${api.url}/data`),
         },
         {
-          sent: 'api’s token for data-store, to secret-store',
+          sent: 'api’s data-token, to secret-store',
           expected: { status: 403, code: 'invalid_token', reviews: 0 },
           why: 'made out to data-store',
           act: async () => get(secretStore.url, await tokenOf(pods.api, 'data-token')),
         },
         {
-          sent: 'api’s token for secret-store, to data-store',
+          sent: 'api’s api-token, to data-store',
           expected: { status: 403, code: 'invalid_token', reviews: 0 },
           why: 'made out to secret-store',
           act: async () => get(dataStore.url, await tokenOf(pods.api, 'api-token')),
@@ -157,7 +159,7 @@ export function tellStory({ authority, api, secretStore, dataStore, pods, forger
         {
           sent: 'data-store → secret-store',
           expected: { status: 403, code: 'caller_not_allowed' },
-          why: 'the right audience, but allow does not name data-store',
+          why: 'the right audience, but not in allow',
           act: async () => get(`${dataStore.url}/secret`, await tokenOf(pods.api, 'data-token')),
         },
       ],
@@ -172,15 +174,15 @@ export function tellStory({ authority, api, secretStore, dataStore, pods, forger
           act: async () => get(`${secretStore.url}/admin`, await token('ops/console', 'secret-store-admin')),
         },
         {
-          sent: 'api’s token for secret-store, GET /admin',
+          sent: 'api’s api-token, GET /admin',
           expected: { status: 403, code: 'invalid_token', reviews: 0 },
           why: '/admin wants the audience secret-store-admin',
           act: async () => get(`${secretStore.url}/admin`, await tokenOf(pods.api, 'api-token')),
         },
         {
-          sent: 'api/api’s token for secret-store-admin',
+          sent: 'api, audience secret-store-admin',
           expected: { status: 403, code: 'caller_not_allowed' },
-          why: 'any pod can ask for any audience: /admin allows ops/*',
+          why: 'any pod can ask for any audience; allow: ops/*',
           act: async () => get(`${secretStore.url}/admin`, await token('api/api', 'secret-store-admin')),
         },
         {
@@ -195,7 +197,7 @@ export function tellStory({ authority, api, secretStore, dataStore, pods, forger
       heading: 'The kubelet rotates tokens',
       steps: [
         {
-          sent: `traffic through api, ${rotations} rotations of every token`,
+          sent: `traffic, all tokens rotated ${rotations} times`,
           expected: { status: 200, reviews: { atLeast: rotations * 2 } },
           why: ({ body }) => `${body}, none refused`,
           act: rotateUnderTraffic,
@@ -205,12 +207,12 @@ export function tellStory({ authority, api, secretStore, dataStore, pods, forger
     {
       heading: 'A pod is deleted',
       notes: [
-        'Its token is good for at most 70 s more: the API server remembers it for 10 s, the guard for 60 s (cacheTtlMs).',
+        'Deleted with --force, its token is good for at most 70 s more: the API server remembers it for 10 s, the guard for 60 s.',
         `The demo shortens both: it moves the API server’s clock by 10 s, and secret-store runs with CACHE_TTL_MS=${cacheTtlMs}.`,
       ],
       steps: [
         {
-          sent: 'the token of a second pod of api/api',
+          sent: 'a second pod of api/api',
           expected: { status: 200, reviews: 1 },
           why: 'the pod lives',
           act: async () => {
@@ -220,7 +222,7 @@ export function tellStory({ authority, api, secretStore, dataStore, pods, forger
           },
         },
         {
-          sent: 'the same token, the pod deleted',
+          sent: 'its token, the pod deleted',
           expected: { status: 403, code: 'invalid_token', reviews: { atLeast: 1 } },
           why: ({ body }) => body,
           act: async () => {
@@ -229,7 +231,7 @@ export function tellStory({ authority, api, secretStore, dataStore, pods, forger
             authority.advance(apiServerMemoryMs);
             const sinceMs = performance.now();
             const answer = await getUntil(403, secretStore.url, second.token);
-            return { ...answer, body: `it has no pod any more; refused after ${((performance.now() - sinceMs) / 1000).toFixed(1)} s` };
+            return { ...answer, body: `its pod is gone; refused after ${((performance.now() - sinceMs) / 1000).toFixed(1)} s` };
           },
         },
       ],
@@ -240,16 +242,16 @@ export function tellStory({ authority, api, secretStore, dataStore, pods, forger
         {
           sent: 'api → secret-store',
           expected: { status: 200, reviews: 0, body: 'Hello from secret store. You have been authenticated' },
-          why: 'no longer remembered, but its last review counts for 5 minutes',
+          why: 'its last review still counts, for 5 minutes',
           act: () => {
             authority.fail('outage');
             return get(api.url);
           },
         },
         {
-          sent: 'a pod of api/api that was never seen before',
+          sent: 'a pod of api/api never seen before',
           expected: { status: 503, code: 'review_unavailable', reviews: 0, retryAfter: /^[1-5]$/ },
-          why: ({ retryAfter }) => `nobody knows, so it is not told no: Retry-After ${retryAfter}`,
+          why: ({ retryAfter }) => `nobody knows, hence no “no”: Retry-After ${retryAfter}`,
           act: async () => {
             unknown = await token('api/api', 'secret-store');
             return get(secretStore.url, unknown);
