@@ -63,21 +63,17 @@ export function k8sSaAuth(options: GuardOptions): ExpressGuard {
 
 function asMiddleware(guard: Guard): ExpressGuard {
   const handler: Handler = (req, res, next) => {
-    guard.check(req, routeOf(req)).then(
+    guard.check(req, routeOf(req, handler)).then(
       (caller) => {
         if (caller !== undefined) {
           Object.assign(req, { caller });
-          const { vary, ...headers } = guard.responseHeaders;
-          for (const [name, value] of Object.entries(headers)) res.setHeader(name, value);
-          if (vary !== undefined) res.appendHeader('vary', vary);
+          setHeaders(res, guard.responseHeaders);
         }
         next();
       },
       (error: unknown) => {
         // On the response before it is passed on: custom error handlers drop `error.headers`.
-        if (error instanceof AuthError || error instanceof ClusterError) {
-          for (const [name, value] of Object.entries(error.headers)) res.setHeader(name, value);
-        }
+        if (error instanceof AuthError || error instanceof ClusterError) setHeaders(res, error.headers);
         next(error);
       },
     );
@@ -90,9 +86,24 @@ function asMiddleware(guard: Guard): ExpressGuard {
   });
 }
 
-// Known where the guard stands in the route itself. Without `baseUrl`, which is part of the URL.
-function routeOf(req: IncomingMessage & { readonly route?: { readonly path?: unknown } }): string | undefined {
-  return typeof req.route?.path === 'string' ? req.route.path : undefined;
+function setHeaders(res: ServerResponse, { vary, ...headers }: Readonly<Record<string, string>>): void {
+  // Something else has answered meanwhile, such as a time-out. To set a header now would throw where nobody catches it.
+  if (res.headersSent) return;
+  for (const [name, value] of Object.entries(headers)) res.setHeader(name, value);
+  const varied = [res.getHeader('vary') ?? []].flat().join(', ').toLowerCase().split(/, */);
+  if (vary !== undefined && !varied.includes(vary.toLowerCase())) res.appendHeader('vary', vary);
+}
+
+interface Route {
+  readonly path?: unknown;
+  readonly stack?: readonly { readonly handle?: unknown }[];
+}
+
+// Known where the guard stands in the route itself: Express leaves a route on the request after it has let it pass.
+// Without `baseUrl`, which is part of the URL.
+function routeOf({ route }: IncomingMessage & { readonly route?: Route }, handler: Handler): string | undefined {
+  const isOurs = route?.stack?.some(({ handle }) => handle === handler) === true;
+  return isOurs && typeof route.path === 'string' ? route.path : undefined;
 }
 
 /** The client, and middleware that gives each request a `req.serviceFetch` that ends with it: `app.use(client)`. */

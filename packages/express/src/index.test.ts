@@ -1,0 +1,339 @@
+import assert from 'node:assert/strict';
+import { once } from 'node:events';
+import {
+  createServer,
+  type IncomingMessage,
+  request as openRequest,
+  type RequestListener,
+  type Server,
+  type ServerResponse,
+} from 'node:http';
+import type { AddressInfo } from 'node:net';
+import { after, afterEach, before, beforeEach, describe, it } from 'node:test';
+
+import { type Authority, createAuthority, type Pod } from '@k8s-sa-auth/testing';
+import express, { type ErrorRequestHandler, type Express } from 'express';
+
+import { as, ask } from './fixtures/ask.ts';
+import { AuthError, type Caller, callerOf, ClusterError, type ExpressGuard, k8sSaAuth, k8sSaAuthClient } from './index.ts';
+
+let authority: Authority;
+let pod: Pod;
+let app: Express;
+let guard: ExpressGuard;
+let servers: readonly Server[] = [];
+let api: string;
+let ops: string;
+
+before(async () => {
+  authority = await createAuthority();
+  pod = await authority.pod('store/store', { tokens: { shop: 'shop' } });
+  api = await authority.token('api/api', { audience: 'store', pod: 'api-0' });
+  ops = await authority.token('ops/admin', { audience: ['store', 'admin'], pod: 'ops-0' });
+});
+after(() => authority.close());
+beforeEach(() => {
+  // Silences what Express prints of each error.
+  app = express().set('env', 'test');
+  guard = k8sSaAuth({ audience: 'store', allow: ['api/api'], apiServer: pod.apiServer });
+});
+afterEach(async () => {
+  for (const server of servers) server.close().closeAllConnections();
+  servers = [];
+  await guard.close();
+});
+
+async function listen(listener: RequestListener): Promise<string> {
+  const server = createServer(listener);
+  servers = [...servers, server];
+  await once(server.listen(0, '127.0.0.1'), 'listening');
+  // The server listens on a port.
+  return `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
+}
+
+const anyone = () => guard.with({ allow: 'any' });
+const admin = () => guard.with({ audience: 'admin', allow: ['ops/*'] });
+
+describe('k8sSaAuth', () => {
+  it('guards what stands behind it, and nothing before it', async () => {
+    app.get('/healthz', (request, response) => void response.send(request.headers['x-client-id'] ?? 'none'));
+    app.use(guard);
+    app.get(
+      '/x',
+      (request, response) => void response.json([callerOf(request).serviceAccount, request.headers['x-client-id'] ?? 'taken off']),
+    );
+    const origin = await listen(app);
+    assert.equal((await ask(origin, '/healthz', as('mine'))).text, 'mine');
+    assert.equal((await ask(origin, '/x')).status, 401);
+    assert.equal((await ask(origin, '/nowhere')).status, 401);
+    assert.equal((await ask(origin, '/x', as(api))).text, '["api/api","taken off"]');
+    assert.equal((await ask(origin, '/nowhere', as(api))).status, 404);
+  });
+
+  it('adds up with the guards before it, on a token that they have taken off', async () => {
+    app.use(anyone());
+    app.get('/x', (request, response) => void response.json(callerOf(request).audiences));
+    app.get('/admin', admin(), (request, response) => void response.json(callerOf(request).audiences));
+    app.get('/both', admin(), guard, (_request, response) => void response.send('nobody'));
+    const origin = await listen(app);
+    assert.equal((await ask(origin, '/x', as(ops))).text, '["store"]');
+    assert.equal((await ask(origin, '/admin')).status, 401);
+    assert.equal((await ask(origin, '/admin', as(api))).status, 403);
+    assert.equal((await ask(origin, '/both', as(ops))).status, 403);
+    const answer = await ask(origin, '/admin', as(ops));
+    assert.equal(answer.text, '["admin"]');
+    assert.equal(answer.headers.vary, 'X-Client-Id');
+    assert.equal(answer.headers['cache-control'], 'private');
+  });
+
+  it('adds up with a guard of another header', async () => {
+    const bearer = k8sSaAuth({ audience: 'admin', allow: ['ops/*'], header: 'authorization', apiServer: pod.apiServer });
+    app.use(guard, bearer);
+    app.get('/x', (request, response) => void response.json([callerOf(request).serviceAccount, Object.keys(request.headers).toSorted()]));
+    const origin = await listen(app);
+    const both = (clientId: string, token: string) => ({ headers: { 'x-client-id': clientId, authorization: `Bearer ${token}` } });
+    assert.equal((await ask(origin, '/x', both(api, ops))).text, '["ops/admin",["connection","host"]]');
+    assert.equal((await ask(origin, '/x', both(api, api))).headers['www-authenticate'], 'Bearer realm="kubernetes", error="invalid_token"');
+    assert.equal((await ask(origin, '/x', both(ops, ops))).status, 403);
+    assert.equal((await ask(origin, '/x', as(api))).status, 401);
+    await bearer.close();
+  });
+
+  it('guards routers and apps that are mounted behind it', async () => {
+    const secrets = express.Router();
+    secrets.get('/:id', (request, response) => void response.send(`${request.caller?.name} ${request.params.id}`));
+    const sub = express();
+    sub.get('/x', (request, response) => void response.send(request.caller?.name));
+    app.use('/secrets', guard, secrets);
+    app.use('/again', guard, secrets);
+    app.use('/sub', guard, sub);
+    const origin = await listen(app);
+    assert.equal((await ask(origin, '/secrets/7')).status, 401);
+    assert.equal((await ask(origin, '/again/7')).status, 401);
+    assert.equal((await ask(origin, '/sub/x')).status, 401);
+    assert.equal((await ask(origin, '/sub/nowhere')).status, 401);
+    assert.equal((await ask(origin, '/secrets/7', as(api))).text, 'api 7');
+    assert.equal((await ask(origin, '/again/8', as(api))).text, 'api 8');
+    assert.equal((await ask(origin, '/sub/x', as(api))).text, 'api');
+  });
+
+  it('guards within a router and within a mounted app', async () => {
+    const router = express.Router();
+    router.get('/public', (_request, response) => void response.send('public'));
+    router.use(guard);
+    router.route('/x').all((_request, response) => void response.send('x'));
+    const sub = express();
+    sub.use(admin());
+    sub.get('/x', (request, response) => void response.send(callerOf(request).audiences.join()));
+    router.use('/sub', sub);
+    app.use('/v1', router);
+    const origin = await listen(app);
+    assert.equal((await ask(origin, '/v1/public')).text, 'public');
+    assert.equal((await ask(origin, '/v1/x', { method: 'DELETE' })).status, 401);
+    assert.equal((await ask(origin, '/v1/x', as(api))).text, 'x');
+    assert.equal((await ask(origin, '/v1/sub/x', as(api))).status, 403);
+    assert.equal((await ask(origin, '/v1/sub/x', as(ops))).status, 403);
+  });
+
+  it('guards the HEAD that Express answers for a GET', async () => {
+    app.get('/x', guard, (_request, response) => void response.send('x'));
+    const origin = await listen(app);
+    assert.equal((await ask(origin, '/x', { method: 'HEAD' })).status, 401);
+    assert.equal((await ask(origin, '/x', { ...as(api), method: 'HEAD' })).status, 200);
+  });
+
+  it('opens no door, however a path is spelt', async () => {
+    app.get('/public', (_request, response) => void response.send('public'));
+    app.use(guard);
+    app.get('/admin', admin(), (_request, response) => void response.send('admin'));
+    app.get('/:section', (request, response) => void response.send(`section ${request.params.section}`));
+    const origin = await listen(app);
+    assert.equal((await ask(origin, '/%61dmin')).status, 401);
+    assert.equal((await ask(origin, '/ADMIN')).status, 401);
+    assert.equal((await ask(origin, '/ADMIN', as(api))).status, 403);
+    assert.equal((await ask(origin, '/admin/', as(api))).status, 403);
+    assert.equal((await ask(origin, '//admin')).status, 401);
+    assert.equal((await ask(origin, '//admin', as(api))).status, 404);
+    assert.equal((await ask(origin, '/public/../admin')).status, 401);
+    assert.equal((await ask(origin, '/admin%2f')).status, 401);
+    assert.equal((await ask(origin, '/%zz')).status, 401);
+    assert.equal((await ask(origin, 'http://elsewhere/admin')).status, 401);
+    assert.equal((await ask(origin, '*', { method: 'OPTIONS' })).status, 401);
+    assert.equal((await ask(origin, '/%61dmin', as(api))).text, 'section admin');
+    assert.equal((await ask(origin, '/PUBLIC/')).text, 'public');
+  });
+
+  it('opens no door in its own route, whatever the settings of the router', async () => {
+    const exact = express.Router({ caseSensitive: true, strict: true });
+    exact.get('/admin', guard, (_request, response) => void response.send('admin'));
+    app.use(exact);
+    const origin = await listen(app);
+    assert.equal((await ask(origin, '/admin')).status, 401);
+    assert.equal((await ask(origin, '/ADMIN')).status, 404);
+    assert.equal((await ask(origin, '/admin/')).status, 404);
+    assert.equal((await ask(origin, '/admin', as(api))).text, 'admin');
+  });
+
+  it('guards the path that it is mounted on, in the spellings that Express takes for it', async () => {
+    app.use('/admin', guard);
+    app.use('/admin', (_request, response) => void response.send('admin'));
+    const origin = await listen(app);
+    assert.equal((await ask(origin, '/admin')).status, 401);
+    assert.equal((await ask(origin, '/Admin/x')).status, 401);
+    assert.equal((await ask(origin, '/admin/../x')).status, 401);
+    assert.equal((await ask(origin, 'http://elsewhere/admin')).status, 401);
+    assert.equal((await ask(origin, '/%61dmin')).status, 404);
+    assert.equal((await ask(origin, '//admin')).status, 404);
+    assert.equal((await ask(origin, '/adminx')).status, 404);
+  });
+
+  it('tells a predicate the route that it stands in, and never one that let the request pass before', async () => {
+    const asked: (string | undefined)[] = [];
+    const allow = (_caller: Caller, { route }: { readonly route: string | undefined }): boolean => {
+      asked.push(route);
+      return true;
+    };
+    const remembering = guard.with({ allow });
+    app.get('/:section', (_request, _response, next) => next());
+    app.use(remembering);
+    app.get('/items', remembering, (_request, response) => void response.send('items'));
+    app.get(/^\/regular/, remembering, (_request, response) => void response.send('regular'));
+    const origin = await listen(app);
+    assert.equal((await ask(origin, '/items', as(api))).text, 'items');
+    assert.equal((await ask(origin, '/regular', as(api))).text, 'regular');
+    assert.deepEqual(asked, [undefined, '/items', undefined, undefined]);
+  });
+
+  it('works behind a body parser', async () => {
+    app.use(express.json(), guard);
+    app.post('/x', (request, response) => void response.json(request.body));
+    const origin = await listen(app);
+    const body = { method: 'POST', body: '{"a":1}' };
+    assert.equal((await ask(origin, '/x', { ...body, headers: { 'content-type': 'application/json' } })).status, 401);
+    assert.equal(
+      (await ask(origin, '/x', { ...body, headers: { 'content-type': 'application/json', 'x-client-id': api } })).text,
+      '{"a":1}',
+    );
+  });
+
+  it('lets error-handling middleware answer, and keeps the challenge', async () => {
+    const seen: unknown[] = [];
+    const handler: ErrorRequestHandler = (error: unknown, _request, response, _next) => {
+      seen.push(error instanceof AuthError || error instanceof ClusterError ? error.code : error);
+      response.status(418).json({ custom: true });
+    };
+    app.use(guard);
+    app.use(handler);
+    const origin = await listen(app);
+    const refused = await ask(origin, '/x', as(ops));
+    assert.deepEqual([refused.status, refused.text], [418, '{"custom":true}']);
+    assert.equal(refused.headers['www-authenticate'], 'ServiceAccount header="X-Client-Id", error="caller_not_allowed"');
+    using _fault = authority.fail('forbidden');
+    const unavailable = await ask(origin, '/x', as(await authority.token('api/api', { audience: 'store', pod: 'api-1' })));
+    assert.match(unavailable.headers['retry-after'] ?? '', /^[1-5]$/);
+    assert.deepEqual(seen, ['caller_not_allowed', 'review_unavailable']);
+  });
+
+  it('adds its header to a Vary that is there, once', async () => {
+    app.use((_request, response, next) => {
+      response.vary('Origin');
+      next();
+    });
+    app.use(guard, anyone());
+    app.get('/x', (_request, response) => void response.vary('Accept').send('x'));
+    const answer = await ask(await listen(app), '/x', as(api));
+    assert.equal(answer.headers.vary, 'Origin, X-Client-Id, Accept');
+  });
+
+  it('is a 500 where an allow predicate throws', async () => {
+    app.use(
+      guard.with({
+        allow: () => {
+          throw new Error('no database');
+        },
+      }),
+    );
+    app.get('/x', (_request, response) => void response.send('open'));
+    app.use(((_error: unknown, _request, response, _next) => void response.sendStatus(500)) satisfies ErrorRequestHandler);
+    assert.equal((await ask(await listen(app), '/x', as(api))).status, 500);
+  });
+
+  it('goes on where something else has answered meanwhile', async () => {
+    const reached = Promise.withResolvers<string | undefined>();
+    const refused = Promise.withResolvers<unknown>();
+    app.use((_request, response, next) => {
+      response.send('too slow');
+      next();
+    });
+    app.use(guard);
+    app.use((request) => reached.resolve(request.caller?.name));
+    app.use(((error: unknown, _request, _response, _next) => refused.resolve(error)) satisfies ErrorRequestHandler);
+    const origin = await listen(app);
+    assert.equal((await ask(origin, '/x', as(api))).text, 'too slow');
+    assert.equal(await reached.promise, 'api');
+    assert.equal((await ask(origin, '/x')).text, 'too slow');
+    assert.ok((await refused.promise) instanceof AuthError);
+  });
+
+  it('has no caller where no guard stands, where callerOf is a 500', async () => {
+    app.get('/public', (request, response) => void response.send(callerOf(request).name));
+    app.use(((error: Error, _request, response, _next) => void response.status(500).send(error.message)) satisfies ErrorRequestHandler);
+    const answer = await ask(await listen(app), '/public', as(api));
+    assert.equal(answer.status, 500);
+    assert.match(answer.text, /^callerOf: nobody was proven/);
+  });
+
+  it('is plain middleware, which calls next once', async () => {
+    const nexts: unknown[] = [];
+    const origin = await listen((request: IncomingMessage & { caller?: Caller }, response: ServerResponse) => {
+      guard(request, response, (error) => {
+        nexts.push(error instanceof AuthError ? error.code : error);
+        response.statusCode = error instanceof AuthError ? error.status : 200;
+        response.end(request.caller?.serviceAccount);
+      });
+    });
+    assert.equal((await ask(origin, '/x')).status, 401);
+    assert.equal((await ask(origin, '/x', as(api))).text, 'api/api');
+    assert.deepEqual(nexts, ['missing_token', undefined]);
+  });
+
+  it('throws a TypeError on options that are not understood', () => {
+    const make = (options: object) => () => k8sSaAuth(JSON.parse(JSON.stringify(options)));
+    assert.throws(make({ allow: 'any' }), { name: 'TypeError', message: /"audience" is required/ });
+    assert.throws(make({ audience: 'store' }), { name: 'TypeError', message: /"allow" says who may call/ });
+    assert.throws(() => guard.with(JSON.parse('{ "allow": "any", "header": "authorization" }')), /does not know "header"/);
+  });
+});
+
+describe('k8sSaAuthClient', () => {
+  it('gives each request a serviceFetch that ends when its caller hangs up', async () => {
+    const arrived = Promise.withResolvers<IncomingMessage>();
+    const shop = await listen((request) => arrived.resolve(request));
+    const failed = Promise.withResolvers<unknown>();
+    await using client = k8sSaAuthClient({ targets: [{ origin: shop, tokenFile: pod.tokenFile('shop') }] });
+    app.use(client);
+    app.get('/call', (request) => void request.serviceFetch(`${shop}/slow`).catch(failed.resolve));
+    const origin = await listen(app);
+    const caller = openRequest(`${origin}/call`).on('error', () => undefined);
+    caller.end();
+    const downstream = await arrived.promise;
+    const gone = new Promise((resolve) => downstream.on('error', resolve));
+    caller.destroy();
+    assert.match(String(await gone), /aborted/);
+    assert.match(String(await failed.promise), /AbortError: The caller hung up/);
+  });
+
+  it('calls a target with its token', async () => {
+    const shop = await listen((request, response) => response.end(request.headers['x-client-id']));
+    await using client = k8sSaAuthClient({ targets: [{ origin: shop, tokenFile: pod.tokenFile('shop') }] });
+    app.use(client);
+    app.get('/call', (request, response) =>
+      request
+        .serviceFetch(`${shop}/x`)
+        .then((answer) => answer.text())
+        .then((body) => void response.send(body)),
+    );
+    const { text: sent } = await ask(await listen(app), '/call');
+    assert.deepEqual(await client.target(shop).headers(), { 'x-client-id': sent });
+  });
+});
