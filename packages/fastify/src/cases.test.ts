@@ -1,24 +1,35 @@
 import { runAdapterCases } from '@k8s-sa-auth/testing/adapter-cases';
+import type { AdapterApp, AdapterAppOptions } from '@k8s-sa-auth/testing/adapter-cases';
 import Fastify from 'fastify';
 import { k8sSaAuth } from './index.ts';
 
+async function start(routes: 'all' | 'opt-in', { guard, ops, errorHandler, handle }: AdapterAppOptions): Promise<AdapterApp> {
+  const app = Fastify({ forceCloseConnections: true });
+  app.addHook('onRequest', async (_request, reply) => void reply.header('vary', 'Origin'));
+  if (errorHandler === 'custom') {
+    app.setErrorHandler<Error & { statusCode?: number }>((error, _request, reply) => reply.code(error.statusCode ?? 500).send('failed'));
+  }
+  await app.register(k8sSaAuth, { ...guard, routes });
+  const guarded = routes === 'all' ? {} : { config: { k8sSaAuth: true } };
+  const open = routes === 'all' ? { config: { k8sSaAuth: false } } : {};
+  app.get('/guarded', guarded, (request) => handle(request.raw, request.caller));
+  app.post('/guarded', guarded, (request) => handle(request.raw, request.caller, request.body));
+  app.get('/ops', { config: { k8sSaAuth: ops } }, (request) => handle(request.raw, request.caller));
+  app.get('/both', { ...guarded, onRequest: app.k8sSaAuth.with(ops) }, (request) => handle(request.raw, request.caller));
+  app.get('/public', open, (request) => handle(request.raw, request.caller));
+  const url = await app.listen({ port: 0, host: '127.0.0.1' });
+  return { url, close: () => app.close() };
+}
+
 runAdapterCases({
-  name: 'Fastify',
+  name: 'Fastify, all routes',
   seesPublicRoutes: true,
   guardsUnknownPaths: true,
-  async start({ guard, ops, errorHandler, handle }) {
-    const app = Fastify({ forceCloseConnections: true });
-    app.addHook('onRequest', async (_request, reply) => void reply.header('vary', 'Origin'));
-    if (errorHandler === 'custom') {
-      app.setErrorHandler<Error & { statusCode?: number }>((error, _request, reply) => reply.code(error.statusCode ?? 500).send('failed'));
-    }
-    await app.register(k8sSaAuth, guard);
-    app.get('/guarded', (request) => handle(request.raw, request.caller));
-    app.post('/guarded', (request) => handle(request.raw, request.caller, request.body));
-    app.get('/ops', { config: { k8sSaAuth: ops } }, (request) => handle(request.raw, request.caller));
-    app.get('/both', { onRequest: app.k8sSaAuth.with(ops) }, (request) => handle(request.raw, request.caller));
-    app.get('/public', { config: { k8sSaAuth: false } }, (request) => handle(request.raw, request.caller));
-    const url = await app.listen({ port: 0, host: '127.0.0.1' });
-    return { url, close: () => app.close() };
-  },
+  start: (options) => start('all', options),
+});
+
+runAdapterCases({
+  name: 'Fastify, opt-in',
+  seesPublicRoutes: true,
+  start: (options) => start('opt-in', options),
 });
