@@ -39,6 +39,7 @@ export interface CallerState {
 export interface RouterLike {
   routes(): unknown;
   match(path: string, method: string): { readonly route: boolean };
+  readonly exclusive?: boolean;
 }
 
 /** Middleware. Guards in a chain add up, each on the same token; public routes stand before them. */
@@ -63,42 +64,42 @@ export function k8sSaAuth(options: GuardOptions): KoaGuard {
   return asMiddleware(guard);
 }
 
-const guards = new WeakSet<object>();
+// How each guard admits a request, by its middleware: a guard is known where it stands in a route, and can be asked before its turn.
+type Admit = (ctx: Parameters<KoaGuard>[0], route: string | undefined) => Promise<void>;
+const admits = new WeakMap<object, Admit>();
 
 function asMiddleware(guard: Guard): KoaGuard {
-  const middleware: Middleware<CallerState> = async (ctx, next) => {
+  const admit: Admit = async (ctx, route) => {
     try {
-      const caller = await guard.check(ctx.req, routeOf(ctx as object));
-      if (caller !== undefined) {
-        ctx.state.caller = caller;
-        const { vary, ...headers } = guard.responseHeaders;
-        ctx.set(headers);
-        if (vary !== undefined) ctx.vary(vary);
-      }
+      const caller = await guard.check(ctx.req, route);
+      if (caller === undefined) return;
+      ctx.state.caller = caller;
+      const { vary, ...headers } = guard.responseHeaders;
+      ctx.set(headers);
+      if (vary !== undefined) ctx.vary(vary);
     } catch (error) {
       // On the response before it is thrown: custom error handlers drop `error.headers`.
       if (error instanceof AuthError || error instanceof ClusterError) ctx.set(error.headers);
       throw error;
     }
+  };
+  const middleware: Middleware<CallerState> = async (ctx, next) => {
+    await admit(ctx, routeOf(ctx as object, middleware));
     await next();
   };
   const koaGuard: KoaGuard = Object.assign(middleware, {
     with: (route: RouteGuard) => asMiddleware(guard.with(route)),
-    wrap: (router: RouterLike) => wrapRouter(koaGuard, router),
+    wrap: (router: RouterLike) => wrapRouter(admit, router),
     ready: (signal?: AbortSignal) => guard.ready(signal),
     close: () => guard.close(),
     [Symbol.asyncDispose]: () => guard.close(),
   });
-  guards.add(koaGuard);
+  admits.set(middleware, admit);
   return koaGuard;
 }
 
-// Where @koa/router leaves the pattern of the route that it chose.
-function routeOf(ctx: { readonly _matchedRoute?: unknown }): string | undefined {
-  return typeof ctx._matchedRoute === 'string' ? ctx._matchedRoute : undefined;
-}
-
 interface Layer {
+  readonly path: unknown;
   readonly methods: readonly string[];
   readonly stack: readonly unknown[];
 }
@@ -108,40 +109,66 @@ interface Match {
   readonly pathAndMethod: readonly Layer[];
 }
 
+// A layer for all methods is `router.use`.
+const isRoute = ({ methods }: Layer): boolean => methods.length > 0;
+const patternOf = (layer: Layer | undefined): string | undefined => (typeof layer?.path === 'string' ? layer.path : undefined);
+
+// Known where the guard stands in the route itself: @koa/router leaves a pattern on the context after its route has let the request pass.
+function routeOf(ctx: { readonly matched?: readonly Layer[]; readonly _matchedRoute?: unknown }, guard: object): string | undefined {
+  return patternOf(ctx.matched?.find((layer) => isRoute(layer) && layer.path === ctx._matchedRoute && layer.stack.includes(guard)));
+}
+
 // The router itself decides what it answers: by path, `routerPath`, host, method, and what was added since. So the guard is not laid before
 // it by a guess of our own, but at the head of the layers that the router has chosen, before any of them runs.
-function wrapRouter(guard: KoaGuard, router: RouterLike): Middleware {
-  if (typeof router?.routes !== 'function' || typeof router.match !== 'function' || Object.hasOwn(router, 'routes')) {
-    throw new TypeError('guard.wrap(router) takes a router of @koa/router, not its routes(): app.use(guard.wrap(router))');
-  }
+function wrapRouter(admit: Admit, router: RouterLike): Middleware {
+  const hint = 'guard.wrap(router) takes a router of @koa/router, not its routes(): app.use(guard.wrap(router))';
+  if (typeof router?.routes !== 'function' || typeof router.match !== 'function') throw new TypeError(hint);
   const guarded = Object.create(router, {
     match: {
       value: (path: string, method: string): Match => {
         const match = router.match(path, method) as Match;
-        return match.route && !match.pathAndMethod.every(beginsWithGuard) ? withGuard(match, guard) : match;
+        return match.route ? withGuard(match, admit, router.exclusive === true) : match;
       },
     },
   }) as RouterLike;
-  const dispatch = guarded.routes() as Middleware;
+  const dispatch = guarded.routes() as Middleware & { readonly router?: unknown };
+  // Its own routes() would answer without asking our match().
+  if (dispatch.router !== guarded) throw new TypeError(hint);
   // A function of its own: from the `router` property of that one, another router would take the bare layers.
   return (ctx, next) => dispatch(ctx, next);
 }
 
-// A layer for all methods is `router.use`: it runs only beside a route, and is guarded by what guards the route.
-function beginsWithGuard({ methods, stack }: Layer): boolean {
+// A layer's own guard stands first, but for what `router.param` puts before all else.
+function ownGuard({ stack }: Layer): object | undefined {
   const first = stack.find((step) => typeof step === 'function' && !('param' in step));
-  return methods.length === 0 || (first !== undefined && guards.has(first as Middleware));
+  return typeof first === 'function' && admits.has(first) ? first : undefined;
 }
 
-// At the head of each layer, since an exclusive router runs only one of them; once for each request.
-function withGuard(match: Match, guard: KoaGuard): Match {
-  let isGuarded = false;
-  const once: Middleware = (ctx, next) => {
-    if (isGuarded) return next();
-    isGuarded = true;
-    return guard(ctx, next);
+// At the head of each layer, since an exclusive router runs only one of them; once for each request. Where every route has a guard of its
+// own, the first route's is asked before what `router.use` and `router.param` put in front of it.
+function withGuard(match: Match, standard: Admit, isExclusive: boolean): Match {
+  const routes = match.pathAndMethod.filter(isRoute);
+  const owns = routes.map(ownGuard);
+  const own = owns.includes(undefined) ? undefined : owns[0];
+  const admit = (own && admits.get(own)) ?? standard;
+  // Which of several routes will answer is not known at the first layer; a guard of its own speaks for its own route.
+  const known = own !== undefined || routes.length === 1 ? routes[0] : undefined;
+  let isAdmitted = false;
+  const once =
+    (route: string | undefined): Middleware<CallerState> =>
+    async (ctx, next) => {
+      if (!isAdmitted) await admit(ctx, route);
+      isAdmitted = true;
+      await next();
+    };
+  const guardStack = (layer: Layer): readonly unknown[] => {
+    const first = isRoute(layer) ? ownGuard(layer) : undefined;
+    if (first === undefined || (own === undefined && !isExclusive)) {
+      return [once(patternOf(isExclusive && isRoute(layer) ? layer : known)), ...layer.stack];
+    }
+    return [layer === known ? once(patternOf(layer)) : first, ...layer.stack.filter((step) => step !== first)];
   };
-  const guardLayer = (layer: Layer): Layer => Object.create(layer, { stack: { value: [once, ...layer.stack] } }) as Layer;
+  const guardLayer = (layer: Layer): Layer => Object.create(layer, { stack: { value: guardStack(layer) } }) as Layer;
   return { ...match, pathAndMethod: match.pathAndMethod.map(guardLayer) };
 }
 
