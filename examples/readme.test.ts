@@ -17,11 +17,12 @@ let api: Pod;
 let store: Pod;
 let stop: (() => Promise<unknown>)[] = [];
 
-function blockOf(readme: string, language: string, start: string): string {
+function blockOf(readme: string, language: string, firstWords: string): string {
   const text = readFileSync(new URL(readme, import.meta.url), 'utf8');
   const blocks = [...text.matchAll(/^```(\w+)\n([^]*?)^```$/gm)];
   return (
-    blocks.find(([, marked, block = '']) => marked === language && block.startsWith(start))?.[2] ?? assert.fail(`${readme} has no ${start}`)
+    blocks.find(([, marked, block = '']) => marked === language && block.startsWith(firstWords))?.[2] ??
+    assert.fail(`${readme} has no ${firstWords}`)
   );
 }
 
@@ -130,9 +131,9 @@ function sidesOf(diff: string): { plain: string; guarded: string } {
 
 async function proveDiff(name: string): Promise<void> {
   const { plain, guarded } = sidesOf(blockOf(`../packages/${name}/README.md`, 'diff', '+import'));
-  const [before, behind] = await Promise.all([start(`${name}-plain.mjs`, plain), start(`${name}-guarded.mjs`, guarded)]);
-  assert.equal(await get(before), '200 Hello stranger');
-  assert.equal(await get(`${before}/healthz`), '200 ok');
+  const [unguarded, behind] = await Promise.all([start(`${name}-plain.mjs`, plain), start(`${name}-guarded.mjs`, guarded)]);
+  assert.equal(await get(unguarded), '200 Hello stranger');
+  assert.equal(await get(`${unguarded}/healthz`), '200 ok');
   assert.match(await get(behind), /^401 /);
   assert.equal(await get(behind, await authority.token('api/api', { audience: 'secret-store', pod: 'api-0' })), '200 Hello api/api');
   assert.equal(await get(`${behind}/healthz`), '200 ok');
