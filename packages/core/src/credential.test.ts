@@ -61,6 +61,13 @@ describe('takeCredential', () => {
     assert.deepEqual(takeCredential(requestWith('Authorization', 'Bearer  a.b.c'), 'authorization', false), { token: ' a.b.c' });
   });
 
+  it('refuses a tab after Bearer', () => {
+    assert.deepEqual(takeCredential(requestWith('Authorization', 'Bearer\ta.b.c'), 'authorization', false), {
+      code: 'invalid_token',
+      reason: 'not_a_jwt',
+    });
+  });
+
   it('takes the header off the request and leaves the others', () => {
     const request = requestWith('Host', 'x', 'X-CLIENT-ID', 'a.b.c', 'Accept', '*/*');
     takeCredential(request, 'x-client-id', false);

@@ -62,6 +62,8 @@ function readCredential(rawHeaders: readonly string[], header: TokenHeader): Cre
 
   const [scheme = ''] = value.split(/[ \t]/, 1);
   if (scheme.toLowerCase() !== 'bearer') return { code: 'missing_token', reason: 'other_scheme' };
+  // One space, and from there on the token alone (RFC 6750 §2.1, and stricter than RFC 9110 §11.4).
+  if (value[scheme.length] === '\t') return { code: 'invalid_token', reason: 'not_a_jwt' };
   const token = value.slice(scheme.length + 1);
   return token === '' ? { code: 'missing_token', reason: 'no_token' } : { token };
 }
