@@ -34,7 +34,7 @@ export interface Guard extends AsyncDisposable {
   discard(request: IncomingRequest): void;
   /** A guard for routes that decide something for themselves. Throws a TypeError on options that are not understood. */
   with(route: RouteGuard): Guard;
-  /** Belongs on every answer behind this guard, before the handler runs, so that no shared cache keeps it. */
+  /** Belongs on every answer behind this guard, before the handler runs, so that no shared cache keeps it. Empty while observing. */
   readonly responseHeaders: Readonly<Record<string, string>>;
   /**
    * Resolves once the cluster has said that we may review tokens, and stays so until closed: an outage takes no replica out of service.
@@ -92,7 +92,6 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
   const apiServer = connectApiServer(location, log);
   const verdicts = createVerdicts(memory, log);
   const audiences = new Set<string>();
-  const responseHeaders = responseHeadersFor(header);
   let isReady = false;
   let isWarned = false;
 
@@ -162,7 +161,7 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
         refuseUnknown('a route’s guard', own, routeOptions);
         return guardRoute(readRoute(own, route));
       },
-      responseHeaders,
+      responseHeaders: enforced ? responseHeadersFor(header) : {},
       ready,
       close,
       [Symbol.asyncDispose]: close,
