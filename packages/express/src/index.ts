@@ -73,7 +73,12 @@ function asMiddleware(guard: Guard): ExpressGuard {
       },
       (error: unknown) => {
         // On the response before it is passed on: custom error handlers drop `error.headers`.
-        if (error instanceof AuthError || error instanceof ClusterError) setHeaders(res, error.headers);
+        if (error instanceof AuthError || error instanceof ClusterError) {
+          setHeaders(res, error.headers);
+          // Express reads a body to its end before it answers an error, unless the request is finished; this one's connection ends instead.
+          // https://github.com/pillarjs/finalhandler/blob/v2.1.1/index.js#L282
+          if (error.headers['connection'] === 'close') Object.assign(req, { finished: true });
+        }
         next(error);
       },
     );
