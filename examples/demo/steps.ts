@@ -92,7 +92,7 @@ export async function runSteps(
               answered: `${answer.status} ${answer.code ?? ''}`.trim(),
               why: typeof step.why === 'string' ? step.why : step.why(answer),
             };
-      report.step({ sent: step.sent, answer: answered, asked: formatReviews(reviews), why, faults });
+      report.step({ sent: step.sent, answer: answered, asked: formatReviews(reviews), why: faults.length === 0 ? why : '', faults });
     }
   }
   return { count: chapters.flatMap(({ steps }) => steps).length, failed };
