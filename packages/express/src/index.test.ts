@@ -74,11 +74,13 @@ describe('k8sSaAuth', () => {
     app.use(anyone());
     app.get('/x', (request, response) => void response.json(callerOf(request).audiences));
     app.get('/admin', admin(), (request, response) => void response.json(callerOf(request).audiences));
+    app.get('/admin/:id', admin(), (request, response) => void response.send(request.params.id));
     app.get('/both', admin(), guard, (_request, response) => void response.send('nobody'));
     const origin = await listen(app);
     assert.equal((await ask(origin, '/x', as(ops))).text, '["store"]');
     assert.equal((await ask(origin, '/admin')).status, 401);
     assert.equal((await ask(origin, '/admin', as(api))).status, 403);
+    assert.equal((await ask(origin, '/admin/7', as(ops))).text, '7');
     assert.equal((await ask(origin, '/both', as(ops))).status, 403);
     const answer = await ask(origin, '/admin', as(ops));
     assert.equal(answer.text, '["admin"]');

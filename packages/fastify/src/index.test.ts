@@ -10,6 +10,7 @@ import { promisify } from 'node:util';
 
 import { type Authority, createAuthority, type Pod } from '@k8s-sa-auth/testing';
 import fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest } from 'fastify';
+import fastifyPlugin from 'fastify-plugin';
 
 import { as, ask } from './fixtures/ask.ts';
 import defaultExport, { AuthError, callerOf, ClusterError, k8sSaAuth, k8sSaAuthClient } from './index.ts';
@@ -164,6 +165,17 @@ describe('k8sSaAuth', () => {
       await inner.register(k8sSaAuth, { routes: 'opt-in', forwardToken: true });
     };
     await assert.rejects(async () => app.register(nested), /does not know "forwardToken"/);
+  });
+
+  it('fails to load where requests have a caller of another kind', async () => {
+    app.decorateRequest('caller', undefined);
+    await assert.rejects(async () => app.register(k8sSaAuth, standard()), { code: 'FST_ERR_DEC_ALREADY_PRESENT' });
+  });
+
+  it('is a plugin that others can depend on', async () => {
+    const dependent = fastifyPlugin(async () => {}, { dependencies: ['@k8s-sa-auth/fastify'] });
+    await assert.rejects(async () => fastify().register(dependent), /@k8s-sa-auth\/fastify/);
+    await app.register(k8sSaAuth, standard()).register(dependent);
   });
 
   it('decides before the body is read, and before what comes later', async () => {
