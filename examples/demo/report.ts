@@ -29,7 +29,7 @@ export interface Report {
   plain(text: string): void;
 }
 
-const widths = { sent: 37, answer: 24, asked: 12 };
+const widths = { sent: 36, answer: 23, asked: 11 };
 
 /** Reports to a stream; colours follow it, NO_COLOR and FORCE_COLOR. */
 export function createReport(stream: NodeJS.WriteStream): Report {

@@ -64,7 +64,7 @@ describe('secret-store', () => {
   it('lets only ops in to /admin, with a token for that', async () => {
     const { token } = await tokenOf('ops/console', 'secret-store-admin');
     const { status, body } = await send(`${secretStore.url}/admin`, { token, signal });
-    assert.deepEqual([status, body], [200, 'Hello ops/console. You may administer the secret store']);
+    assert.deepEqual([status, body], [200, 'Hello ops/console. This is the admin route']);
 
     const wrong = await tokenOf('ops/console', 'secret-store');
     const refused = await send(`${secretStore.url}/admin`, { token: wrong.token, signal });

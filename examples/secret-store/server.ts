@@ -24,7 +24,7 @@ app.get('/whoami', (request) => {
 
 // An audience of its own: a token for `secret-store` is of no use here.
 app.get('/admin', { config: { k8sSaAuth: { audience: 'secret-store-admin', allow: ['ops/*'] } } }, (request) => {
-  return `Hello ${callerOf(request).serviceAccount}. You may administer the secret store`;
+  return `Hello ${callerOf(request).serviceAccount}. This is the admin route`;
 });
 
 // Public, for the kubelet. It is ready once the cluster has said that we may review tokens, and stays so through an outage.
