@@ -23,6 +23,7 @@ function connect(options: ApiServer | undefined = store.apiServer): ApiServerCon
 }
 
 const question = {
+  method: 'POST' as const,
   path: '/apis/authorization.k8s.io/v1/selfsubjectaccessreviews',
   body: {
     apiVersion: 'authorization.k8s.io/v1',
@@ -68,7 +69,7 @@ describe('connectApiServer, asking', () => {
 
   it('knows what its own token says', async () => {
     const claims = await connect().ownClaims();
-    assert.equal(claims?.username, 'system:serviceaccount:secret-store:secret-store');
+    assert.deepEqual(claims?.identity, { namespace: 'secret-store', name: 'secret-store' });
     assert.deepEqual(claims.audiences, ['https://kubernetes.default.svc.cluster.local']);
   });
 

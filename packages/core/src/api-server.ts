@@ -20,8 +20,11 @@ export type ApiServer =
   | { readonly kubeconfig: string; readonly context?: string };
 
 export interface Question {
+  readonly method: 'GET' | 'POST';
   readonly path: string;
-  readonly body: object;
+  readonly body?: object;
+  /** Default `application/json`. */
+  readonly accept?: string;
   readonly maxAnswerBytes: number;
 }
 
@@ -46,7 +49,7 @@ export class ApiServerError extends Error {
 }
 
 export interface ApiServerConnection {
-  /** Asks by POST. `budgetMs` bounds both attempts and the wait between them. Rejects with an ApiServerError. */
+  /** `budgetMs` bounds both attempts and the wait between them. Rejects with an ApiServerError. */
   ask(question: Question, budgetMs: number): Promise<Answer>;
   /** The claims of the token that we ask with; undefined where it is another kind of credential. */
   ownClaims(): Promise<Claims | undefined>;
@@ -154,18 +157,17 @@ function waitBeforeRetry(outcome: Answer | ApiServerError): number | undefined {
 // Never rejects: an attempt ends in an answer or in the reason why there is none.
 function attempt(url: URL, agent: Agent, credentials: Credentials, question: Question, leftMs: number): Promise<Answer | ApiServerError> {
   return new Promise((resolve) => {
-    const body = Buffer.from(JSON.stringify(question.body));
+    const body = question.body === undefined ? undefined : Buffer.from(JSON.stringify(question.body));
     const request = httpsRequest({
       agent,
-      method: 'POST',
+      method: question.method,
       host: url.hostname.replace(/^\[(.*)\]$/, '$1'),
       port: url.port || 443,
       path: `${url.pathname.replace(/\/$/, '')}${question.path}`,
       headers: {
         ...credentials.headers,
-        accept: 'application/json',
-        'content-type': 'application/json',
-        'content-length': body.length,
+        ...(body && { 'content-type': 'application/json', 'content-length': body.length }),
+        accept: question.accept ?? 'application/json',
         'user-agent': 'k8s-sa-auth',
       },
       ...credentials.tls,

@@ -99,7 +99,7 @@ describe('createCaller', () => {
 
 describe('readAllow', () => {
   const passes = (allow: Allow, namespace: string, name: string): boolean | Promise<boolean> =>
-    readAllow(allow)(callerNamed(namespace, name), asked);
+    readAllow(allow).isAllowed(callerNamed(namespace, name), asked);
 
   it('passes the ServiceAccount that is named, and no other', () => {
     assert.equal(passes(['api/api'], 'api', 'api'), true);

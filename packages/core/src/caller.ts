@@ -100,10 +100,16 @@ export function createCaller(identity: Identity, user: ReviewedUser, audiences: 
   });
 }
 
-/** Reads an `allow` option into one question. Throws a TypeError on anything that is not understood. */
-export function readAllow(allow: unknown): AllowPredicate {
-  if (allow === 'any') return () => true;
-  if (typeof allow === 'function') return allow as AllowPredicate;
+/** An `allow` option as two questions: of a proven caller, and of an identity before it is reviewed, where patterns alone can tell. */
+export interface Admission {
+  readonly isAllowed: AllowPredicate;
+  readonly mayBeAllowed: (identity: Identity) => boolean;
+}
+
+/** Throws a TypeError on anything that is not understood. */
+export function readAllow(allow: unknown): Admission {
+  if (allow === 'any') return { isAllowed: () => true, mayBeAllowed: () => true };
+  if (typeof allow === 'function') return { isAllowed: allow as AllowPredicate, mayBeAllowed: () => true };
   if (!Array.isArray(allow) || allow.length === 0) {
     throw new TypeError(
       `"allow" says who may call: a list such as ['api/api', 'ops/*'], a function, or the word 'any' for every ServiceAccount of the cluster`,
@@ -116,7 +122,8 @@ export function readAllow(allow: unknown): AllowPredicate {
     if (name === undefined) namespaces.add(namespace);
     else serviceAccounts.add(`${namespace}/${name}`);
   }
-  return (caller) => serviceAccounts.has(caller.serviceAccount) || namespaces.has(caller.namespace);
+  const matches = ({ namespace, name }: Identity): boolean => serviceAccounts.has(`${namespace}/${name}`) || namespaces.has(namespace);
+  return { isAllowed: matches, mayBeAllowed: matches };
 }
 
 function readPattern(pattern: unknown): CallerPattern {

@@ -127,6 +127,77 @@ describe('guard.check', () => {
     assert.match(last().detail ?? '', /go-jose/);
   });
 
+  it('refuses a forged token without asking, once it has the cluster’s keys', async () => {
+    const guard = guardWith();
+    await guard.ready();
+    const [header, payload, signature] = (await apiToken()).split('.');
+    const [, others] = (await authority.token('ops/boss', { audience: 'secret-store', pod: 'b' })).split('.');
+    const asked = reviews();
+    await assert.rejects(guard.check(carrying(`${header}.${others}.${signature}`)), { code: 'invalid_token' });
+    assert.equal(last().reason, 'forged');
+    assert.equal(last().source, 'screening');
+    assert.equal(reviews(), asked);
+    assert.ok(await guard.check(carrying(`${header}.${payload}.${signature}`)));
+  });
+
+  it('refuses a stranger without asking, once it has the cluster’s keys, and takes nobody for proven by that', async () => {
+    const guard = guardWith();
+    await guard.ready();
+    const asked = reviews();
+    const token = await authority.token('stranger/stranger', { audience: 'secret-store', pod: 's' });
+    await assert.rejects(guard.check(carrying(token)), { code: 'caller_not_allowed', status: 403 });
+    assert.equal(last().source, 'screening');
+    assert.equal(last().caller, undefined);
+    assert.equal(reviews(), asked);
+  });
+
+  it('asks about ten tokens a second that name no key of the cluster, and knows nobody above that', async () => {
+    const guard = guardWith();
+    await guard.ready();
+    mock.timers.enable({ apis: ['Date'], now: Date.now() });
+    const asked = reviews();
+    const [, payload] = (await apiToken()).split('.');
+    const { privateKey } = generateKeyPairSync('ec', { namedCurve: 'P-256' });
+    const outcomes: number[] = [];
+    for (let index = 0; index < 15; index++) {
+      const signed = `${Buffer.from(JSON.stringify({ alg: 'ES256', kid: `k${index}` })).toString('base64url')}.${payload}`;
+      const token = `${signed}.${sign('sha256', Buffer.from(signed), { key: privateKey, dsaEncoding: 'ieee-p1363' }).toString('base64url')}`;
+      await guard.check(carrying(token)).catch((error: { status: number }) => outcomes.push(error.status));
+    }
+    assert.deepEqual(outcomes, [...Array.from({ length: 10 }, () => 403), ...Array.from({ length: 5 }, () => 503)]);
+    assert.equal(last().reason, 'unknown_keys');
+    assert.equal(reviews(), asked + 10);
+  });
+
+  it('stops asking after five failures, answers known callers at once, and asks again when the cluster is back', async () => {
+    const guard = guardWith({ cacheTtlMs: 0 });
+    const token = await apiToken();
+    await guard.check(carrying(token));
+    authority.fail('outage');
+    const isOpen = (): boolean => last().reason === 'breaker_open';
+    while (!isOpen()) {
+      await guard.check(carrying(await authority.token('api/api', { audience: 'secret-store', pod: 'unknown' }))).catch(() => {});
+      await new Promise(setImmediate);
+    }
+    assert.equal((await guard.check(carrying(token)))?.serviceAccount, 'api/api');
+    assert.equal(last().source, 'stale');
+    await authority.recover();
+    while (last().source !== 'review' || last().outcome !== 'allowed') {
+      await guard.check(carrying(token)).catch(() => {});
+      await new Promise(setImmediate);
+    }
+  });
+
+  it('is not kept from asking by one caller whose token makes the server hang up', async () => {
+    const guard = guardWith();
+    const good = await authority.token('api/api', { audience: 'secret-store', pod: 'good' });
+    const bad = await authority.token('api/api', { audience: 'secret-store', pod: 'bad' });
+    const fault = authority.fail({ status: 500, body: '' });
+    for (let index = 0; index < 6; index++) await assert.rejects(guard.check(carrying(bad)), { status: 503 });
+    fault[Symbol.dispose]();
+    assert.ok(await guard.check(carrying(good)));
+  });
+
   it('refuses a token for another audience without asking', async () => {
     const asked = reviews();
     await assert.rejects(guardWith().check(carrying(await apiToken('vault'))), { code: 'invalid_token' });

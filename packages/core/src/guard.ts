@@ -1,7 +1,8 @@
 // How a request is decided: the page to open first.
 
 import { ApiServerError, connectApiServer } from './api-server.ts';
-import type { AskedFor, Caller } from './caller.ts';
+import { createBreaker } from './breaker.ts';
+import { type AskedFor, type Caller, formatUsername } from './caller.ts';
 import { type IncomingRequest, refusalError, responseHeadersFor, takeCredential, unavailableError } from './credential.ts';
 import { type Decision, reportDecision } from './decision.ts';
 import { type AuthCode, ClusterError } from './errors.ts';
@@ -17,8 +18,9 @@ import {
   type RouteGuard,
   routeOptions,
 } from './options.ts';
-import { screen } from './screening.ts';
+import { type Claims, screen as screenClaims } from './screening.ts';
 import { aborted } from './service-client.ts';
+import { createSigningKeys } from './signing-keys.ts';
 import { mayReviewTokens, permissionHint, refuseApiServerAudience, reviewToken } from './token-review.ts';
 import { createVerdicts, type Sourced } from './verdicts.ts';
 
@@ -62,7 +64,7 @@ export function createGuard(options: GuardOptions): Guard {
 export function createOptInGuard(options: ConnectionOptions & Pick<RouteGuard, 'mode' | 'requirePod'>): OptInGuard {
   refuseUnknown('createOptInGuard', options, ['mode', 'requirePod', ...connectionOptions]);
   const { mode = 'enforce', requirePod = true } = options;
-  return createFamily(options, { audiences: [], isAllowed: () => false, mode, requirePod });
+  return createFamily(options, { audiences: [], isAllowed: () => false, mayBeAllowed: () => false, mode, requirePod });
 }
 
 function pickRoute(options: GuardOptions): RouteGuard {
@@ -85,17 +87,25 @@ type Ruling =
 
 const observeMs = 250;
 const readyMs = 5_000;
+const trialMs = 3_000;
 
 function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
   const { header, forwardToken, apiServer: location, logger, ...memory } = readConnection(options);
   const log = createLog(logger);
   const apiServer = connectApiServer(location, log);
-  const verdicts = createVerdicts(memory, log);
+  const breaker = createBreaker(() =>
+    mayReviewTokens(apiServer, trialMs).then(
+      () => true,
+      () => false,
+    ),
+  );
+  const verdicts = createVerdicts(memory, breaker, log);
+  const signingKeys = createSigningKeys(apiServer, log);
   const audiences = new Set<string>();
   let isReady = false;
   let isWarned = false;
 
-  // The whole decision: read the token, recall or screen and review it, is this caller allowed.
+  // The whole decision: read the token, recall a verdict, or screen and review it; is this caller allowed.
   async function decide(route: Route, prefix: string, request: IncomingRequest, asked: AskedFor): Promise<Ruling> {
     const credential = takeCredential(request, header, forwardToken || route.mode === 'observe');
     if ('code' in credential) return { outcome: 'refused', ...credential, source: 'screening' };
@@ -104,9 +114,10 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
     const key = verdicts.key(prefix, token);
     let verdict: Sourced | undefined = verdicts.recall(key);
     if (verdict === undefined) {
-      const claims = screen(token, route.audiences);
-      if ('code' in claims) return { outcome: 'refused', ...claims, source: 'screening' };
-      verdict = await verdicts.ask(key, (budgetMs) => reviewToken(apiServer, token, claims, route.audiences, budgetMs));
+      const screened = await screen(route, token);
+      if ('outcome' in screened) return screened;
+      const { claims, spender } = screened;
+      verdict = await verdicts.ask(key, spender, (budgetMs) => reviewToken(apiServer, token, claims, route.audiences, budgetMs));
     }
     if (verdict.outcome === 'unavailable') return verdict;
     if (verdict.outcome === 'refused') return { ...verdict, code: 'invalid_token' };
@@ -119,6 +130,20 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
       return { outcome: 'refused', code: 'caller_not_allowed', reason: 'not_in_allow', caller, source };
     }
     return { outcome: 'allowed', caller, source };
+  }
+
+  // What can be told before a review: by shape, claims and signature. Only claims that one of the cluster's keys signed say whose budget the
+  // review spends, and that nobody so named is allowed here.
+  async function screen(route: Route, token: string): Promise<Ruling | { readonly claims: Claims; readonly spender: string | undefined }> {
+    const source = 'screening';
+    const claims = screenClaims(token, route.audiences);
+    if ('code' in claims) return { outcome: 'refused', ...claims, source };
+    const signature = await signingKeys.screen(token, claims);
+    if (signature === 'forged') return { outcome: 'refused', code: 'invalid_token', reason: 'forged', source };
+    if (signature === 'limited') return { outcome: 'unavailable', reason: 'unknown_keys', source };
+    if (signature === 'unscreened' || claims.identity === undefined) return { claims, spender: undefined };
+    if (!route.mayBeAllowed(claims.identity)) return { outcome: 'refused', code: 'caller_not_allowed', reason: 'not_in_allow', source };
+    return { claims, spender: formatUsername(claims.identity) };
   }
 
   // The same decision, for the record: it neither fails nor holds a request up.
@@ -210,12 +235,14 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
 
   async function askPermission(): Promise<void> {
     await refuseApiServerAudience(apiServer, audiences);
+    await signingKeys.load();
     if (await mayReviewTokens(apiServer, readyMs)) return;
-    throw new ClusterError({}, permissionHint((await apiServer.ownClaims())?.username));
+    throw new ClusterError({}, permissionHint((await apiServer.ownClaims())?.identity));
   }
 
   async function close(): Promise<void> {
     isWarned = true;
+    breaker.close();
     apiServer.close();
   }
 

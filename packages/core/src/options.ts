@@ -1,7 +1,7 @@
 // What a guard may be told, its defaults, and what is wrong with it: applied and checked here, once.
 
 import type { ApiServer } from './api-server.ts';
-import { type Allow, type AllowPredicate, readAllow } from './caller.ts';
+import { type Admission, type Allow, readAllow } from './caller.ts';
 import type { TokenHeader } from './credential.ts';
 import type { Logger } from './logger.ts';
 
@@ -43,9 +43,8 @@ export interface GuardOptions extends RouteGuard, ConnectionOptions {
   readonly audience: string | readonly string[];
 }
 
-export interface Route {
+export interface Route extends Admission {
   readonly audiences: readonly string[];
-  readonly isAllowed: AllowPredicate;
   readonly mode: 'enforce' | 'observe';
   readonly requirePod: boolean;
 }
@@ -79,7 +78,7 @@ export function readRoute(route: RouteGuard, inherited: Route | undefined): Rout
   const { allow, audience, mode = inherited?.mode ?? 'enforce', requirePod = inherited?.requirePod ?? true } = route;
   if (mode !== 'enforce' && mode !== 'observe') throw new TypeError(`"mode" is 'enforce' or 'observe', not ${JSON.stringify(mode)}`);
   if (typeof requirePod !== 'boolean') throw new TypeError(`"requirePod" is true or false, not ${JSON.stringify(requirePod)}`);
-  return { audiences: readAudiences(audience, inherited), isAllowed: readAllow(allow), mode, requirePod };
+  return { audiences: readAudiences(audience, inherited), ...readAllow(allow), mode, requirePod };
 }
 
 function readAudiences(audience: unknown, inherited: Route | undefined): readonly string[] {

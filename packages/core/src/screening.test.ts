@@ -32,7 +32,9 @@ describe('screen', () => {
       issuer: claims.iss,
       expiresAtMs: claims.exp * 1000,
       issuedAtMs: now * 1000,
-      username: 'system:serviceaccount:api:api',
+      identity: { namespace: 'api', name: 'api' },
+      keyId: 'k',
+      algorithm: 'ES256',
     });
   });
 

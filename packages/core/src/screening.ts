@@ -1,7 +1,7 @@
 // What can be refused without asking the cluster. It never accepts: the review decides.
 
 import type { Refusal } from './credential.ts';
-import { formatUsername, parseUsername } from './caller.ts';
+import { formatUsername, type Identity, parseUsername } from './caller.ts';
 
 /** 8 KiB: several times the size of any ServiceAccount token. */
 export const maxTokenLength = 8192;
@@ -17,7 +17,11 @@ export interface Claims {
   readonly issuer: string | undefined;
   readonly expiresAtMs: number;
   readonly issuedAtMs: number | undefined;
-  readonly username: string | undefined;
+  /** The ServiceAccount of the `kubernetes.io` claims. */
+  readonly identity: Identity | undefined;
+  /** From the header: which key it says signed it, and how. */
+  readonly keyId: string | undefined;
+  readonly algorithm: string;
 }
 
 /**
@@ -33,9 +37,9 @@ export function screen(token: string, audiences: readonly string[]): Claims | Re
   if (typeof alg !== 'string' || !algorithms.has(alg) || Object.hasOwn(jwt.header, 'crit')) {
     return { code: 'invalid_token', reason: 'algorithm' };
   }
-  const claims = readClaims(jwt.payload);
+  const claims = readClaims(jwt);
   if (claims === undefined) return { code: 'invalid_token', reason: 'claims_missing' };
-  if (claims.username === undefined) return { code: 'invalid_token', reason: 'not_a_service_account' };
+  if (claims.identity === undefined) return { code: 'invalid_token', reason: 'not_a_service_account' };
   if (!claims.audiences.some((audience) => audiences.includes(audience))) return { code: 'invalid_token', reason: 'other_audience' };
   if (claims.expiresAtMs + leewayMs < Date.now()) return { code: 'invalid_token', reason: 'expired' };
   return claims;
@@ -58,7 +62,7 @@ export function parseJwt(token: string): Jwt | undefined {
 }
 
 /** The claims that matter here, or undefined where one that every ServiceAccount token has is absent or of another type. */
-export function readClaims(payload: JsonObject): Claims | undefined {
+export function readClaims({ header, payload }: Jwt): Claims | undefined {
   const { aud, exp, iat, iss } = payload;
   const audiences = typeof aud === 'string' ? [aud] : aud;
   if (!Array.isArray(audiences) || !audiences.every((audience) => typeof audience === 'string')) return undefined;
@@ -68,17 +72,18 @@ export function readClaims(payload: JsonObject): Claims | undefined {
     issuer: typeof iss === 'string' ? iss : undefined,
     expiresAtMs: exp * 1000,
     issuedAtMs: typeof iat === 'number' ? iat * 1000 : undefined,
-    username: readUsername(payload),
+    identity: readIdentity(payload),
+    keyId: typeof header['kid'] === 'string' ? header['kid'] : undefined,
+    algorithm: String(header['alg']),
   };
 }
 
 // From the `kubernetes.io` claims, as the API server does; `sub` is not looked at by either.
-function readUsername(payload: JsonObject): string | undefined {
+function readIdentity(payload: JsonObject): Identity | undefined {
   const { namespace, serviceaccount } = asObject(payload['kubernetes.io']) ?? {};
   const name = asObject(serviceaccount)?.['name'];
   if (typeof namespace !== 'string' || typeof name !== 'string') return undefined;
-  const username = formatUsername({ namespace, name });
-  return parseUsername(username) && username;
+  return parseUsername(formatUsername({ namespace, name }));
 }
 
 // Buffer ignores what is not base64url; only what comes out the same way was canonical (RFC 4648 §3.5).
@@ -91,7 +96,16 @@ const utf8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
 
 function parseJsonObject(bytes: Buffer): JsonObject | undefined {
   try {
-    return asObject(JSON.parse(utf8.decode(bytes)));
+    return parseObject(utf8.decode(bytes));
+  } catch {
+    return undefined;
+  }
+}
+
+/** Parses JSON that should be an object; undefined if it is not. */
+export function parseObject(text: string): JsonObject | undefined {
+  try {
+    return asObject(JSON.parse(text));
   } catch {
     return undefined;
   }

@@ -58,7 +58,7 @@ async function loadSendableToken(path: string): Promise<LoadedToken> {
   const unsendable = (what: string): TokenFileError => new TokenFileError('token_not_sendable', path, `The token in ${path} ${what}`);
   const jwt = parseJwt(token);
   if (jwt === undefined) throw unsendable('is not one compact JWT. The file must hold the token and nothing else');
-  const claims = readClaims(jwt.payload);
+  const claims = readClaims(jwt);
   const [audience, ...others] = claims?.audiences ?? [];
   if (claims === undefined || audience === undefined) {
     throw unsendable('has no expiry or no audience. Use a projected serviceAccountToken with an audience, not a token from a Secret');
@@ -79,7 +79,7 @@ async function apiServerAudiences(): Promise<readonly string[]> {
 
 export function claimsOf(token: string): Claims | undefined {
   const jwt = parseJwt(token);
-  return jwt && readClaims(jwt.payload);
+  return jwt && readClaims(jwt);
 }
 
 export interface TokenFile {

@@ -16,7 +16,9 @@ const claims: Claims = {
   issuer: undefined,
   expiresAtMs: 1_000,
   issuedAtMs: 0,
-  username: 'system:serviceaccount:api:api',
+  identity: { namespace: 'api', name: 'api' },
+  keyId: undefined,
+  algorithm: 'RS256',
 };
 
 function read(name: string, audiences: readonly string[] = ['secret-store']): Verdict {
@@ -165,7 +167,7 @@ describe('readReview', () => {
 
 describe('permissionHint', () => {
   it('prints the ClusterRoleBinding to apply', () => {
-    const hint = permissionHint('system:serviceaccount:secret-store:secret-store');
+    const hint = permissionHint({ namespace: 'secret-store', name: 'secret-store' });
     assert.match(hint, /kind: ClusterRoleBinding/);
     assert.match(hint, /name: system:auth-delegator/);
     assert.match(hint, /- kind: ServiceAccount\n {4}name: secret-store\n {4}namespace: secret-store/);

@@ -2,8 +2,8 @@
 // https://kubernetes.io/docs/reference/kubernetes-api/authentication-resources/token-review-v1/
 
 import { type Answer, type ApiServerConnection, ApiServerError } from './api-server.ts';
-import { type Caller, createCaller, formatUsername, parseUsername } from './caller.ts';
-import { asObject, type Claims } from './screening.ts';
+import { type Caller, createCaller, formatUsername, type Identity, parseUsername } from './caller.ts';
+import { asObject, type Claims, parseObject } from './screening.ts';
 
 /** What the cluster said of a token; `unavailable`: nobody knows. */
 export type Verdict =
@@ -23,6 +23,7 @@ export async function reviewToken(
     await refuseApiServerAudience(apiServer, audiences);
     const answer = await apiServer.ask(
       {
+        method: 'POST',
         path: '/apis/authentication.k8s.io/v1/tokenreviews',
         body: { apiVersion: 'authentication.k8s.io/v1', kind: 'TokenReview', spec: { token, audiences } },
         maxAnswerBytes: token.length + 16_384,
@@ -70,7 +71,8 @@ export function readReview(answer: Answer, token: string, claims: Claims, audien
   const user = asObject(status['user']) ?? {};
   const identity = typeof user['username'] === 'string' ? parseUsername(user['username']) : undefined;
   if (identity === undefined) return { outcome: 'refused', reason: 'not_a_service_account' };
-  if (formatUsername(identity) !== claims.username) return { outcome: 'unavailable', reason: 'review_of_another_service_account' };
+  if (formatUsername(identity) !== (claims.identity && formatUsername(claims.identity)))
+    return { outcome: 'unavailable', reason: 'review_of_another_service_account' };
   const reviewed = {
     uid: typeof user['uid'] === 'string' ? user['uid'] : '',
     groups: readStrings(user['groups']) ?? [],
@@ -107,6 +109,7 @@ function printable(text: string): string {
 export async function mayReviewTokens(apiServer: ApiServerConnection, budgetMs: number): Promise<boolean> {
   const answer = await apiServer.ask(
     {
+      method: 'POST',
       path: '/apis/authorization.k8s.io/v1/selfsubjectaccessreviews',
       body: {
         apiVersion: 'authorization.k8s.io/v1',
@@ -128,9 +131,9 @@ export async function mayReviewTokens(apiServer: ApiServerConnection, budgetMs: 
 }
 
 /** What to tell an operator whose service may not review tokens. */
-export function permissionHint(username: string | undefined): string {
-  const { namespace, name } = parseUsername(username ?? '') ?? { namespace: '<namespace>', name: '<serviceaccount>' };
-  return `${username ?? 'The identity in the kubeconfig'} may not create TokenReviews. Apply this, then try again:
+export function permissionHint(identity: Identity | undefined): string {
+  const { namespace, name } = identity ?? { namespace: '<namespace>', name: '<serviceaccount>' };
+  return `${identity === undefined ? 'The identity in the kubeconfig' : formatUsername(identity)} may not create TokenReviews. Apply this, then try again:
 
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRoleBinding
@@ -145,14 +148,6 @@ subjects:
     name: ${name}
     namespace: ${namespace}
 `;
-}
-
-function parseObject(text: string): Readonly<Record<string, unknown>> | undefined {
-  try {
-    return asObject(JSON.parse(text));
-  } catch {
-    return undefined;
-  }
 }
 
 function readStrings(value: unknown): readonly string[] | undefined {

@@ -8,6 +8,7 @@ import { createVerdicts, type MemoryOptions } from './verdicts.ts';
 
 const start = 1_800_000_000_000;
 const options: MemoryOptions = { cacheTtlMs: 60_000, refusalTtlMs: 5_000, staleIfErrorMs: 300_000 };
+const shut = { isOpen: () => false, report: () => {} };
 const quiet: Log = { info: () => {}, warn: () => {} };
 
 function callerUntil(expiresAtMs: number): Caller {
@@ -24,8 +25,8 @@ describe('createVerdicts', () => {
   afterEach(() => mock.timers.reset());
 
   it('remembers an acceptance for its time and no longer', async () => {
-    const verdicts = createVerdicts(options, quiet);
-    await verdicts.ask('k', answering(accepted()));
+    const verdicts = createVerdicts(options, shut, quiet);
+    await verdicts.ask('k', undefined, answering(accepted()));
     mock.timers.setTime(start + 59_999);
     assert.equal(verdicts.recall('k')?.outcome, 'accepted');
     assert.equal(verdicts.recall('k')?.source, 'cache');
@@ -34,8 +35,8 @@ describe('createVerdicts', () => {
   });
 
   it('does not extend it by a hit', async () => {
-    const verdicts = createVerdicts(options, quiet);
-    await verdicts.ask('k', answering(accepted()));
+    const verdicts = createVerdicts(options, shut, quiet);
+    await verdicts.ask('k', undefined, answering(accepted()));
     mock.timers.setTime(start + 40_000);
     verdicts.recall('k');
     mock.timers.setTime(start + 70_000);
@@ -43,8 +44,8 @@ describe('createVerdicts', () => {
   });
 
   it('forgets at exp', async () => {
-    const verdicts = createVerdicts(options, quiet);
-    await verdicts.ask('k', answering(accepted(start + 10_000)));
+    const verdicts = createVerdicts(options, shut, quiet);
+    await verdicts.ask('k', undefined, answering(accepted(start + 10_000)));
     mock.timers.setTime(start + 9_999);
     assert.equal(verdicts.recall('k')?.outcome, 'accepted');
     mock.timers.setTime(start + 10_000);
@@ -52,8 +53,8 @@ describe('createVerdicts', () => {
   });
 
   it('remembers a refusal for its own, shorter time', async () => {
-    const verdicts = createVerdicts(options, quiet);
-    await verdicts.ask('k', answering(refused));
+    const verdicts = createVerdicts(options, shut, quiet);
+    await verdicts.ask('k', undefined, answering(refused));
     mock.timers.setTime(start + 4_999);
     assert.equal(verdicts.recall('k')?.outcome, 'refused');
     mock.timers.setTime(start + 5_000);
@@ -61,90 +62,90 @@ describe('createVerdicts', () => {
   });
 
   it('keeps nothing where a time is zero or less', async () => {
-    const verdicts = createVerdicts({ cacheTtlMs: 0, refusalTtlMs: -1, staleIfErrorMs: 0 }, quiet);
-    await verdicts.ask('good', answering(accepted()));
-    await verdicts.ask('bad', answering(refused));
+    const verdicts = createVerdicts({ cacheTtlMs: 0, refusalTtlMs: -1, staleIfErrorMs: 0 }, shut, quiet);
+    await verdicts.ask('good', undefined, answering(accepted()));
+    await verdicts.ask('bad', undefined, answering(refused));
     assert.equal(verdicts.recall('good'), undefined);
     assert.equal(verdicts.recall('bad'), undefined);
-    assert.equal((await verdicts.ask('good', answering(unavailable))).outcome, 'unavailable');
+    assert.equal((await verdicts.ask('good', undefined, answering(unavailable))).outcome, 'unavailable');
   });
 
   it('keeps nothing for longer because the clock was set back', async () => {
-    const verdicts = createVerdicts(options, quiet);
-    await verdicts.ask('k', answering(accepted()));
+    const verdicts = createVerdicts(options, shut, quiet);
+    await verdicts.ask('k', undefined, answering(accepted()));
     mock.timers.setTime(start - 1);
     assert.equal(verdicts.recall('k'), undefined);
   });
 
   it('does not remember that nobody knows', async () => {
-    const verdicts = createVerdicts(options, quiet);
-    await verdicts.ask('k', answering(unavailable));
+    const verdicts = createVerdicts(options, shut, quiet);
+    await verdicts.ask('k', undefined, answering(unavailable));
     assert.equal(verdicts.recall('k'), undefined);
-    assert.equal((await verdicts.ask('k', answering(accepted()))).outcome, 'accepted');
+    assert.equal((await verdicts.ask('k', undefined, answering(accepted()))).outcome, 'accepted');
   });
 
   it('accepts on in an outage until staleIfErrorMs after the last review', async () => {
-    const verdicts = createVerdicts(options, quiet);
-    await verdicts.ask('k', answering(accepted()));
+    const verdicts = createVerdicts(options, shut, quiet);
+    await verdicts.ask('k', undefined, answering(accepted()));
     mock.timers.setTime(start + 299_999);
-    const stale = await verdicts.ask('k', answering(unavailable));
+    const stale = await verdicts.ask('k', undefined, answering(unavailable));
     assert.equal(stale.outcome, 'accepted');
     assert.equal(stale.source, 'stale');
     mock.timers.setTime(start + 300_000);
-    assert.equal((await verdicts.ask('k', answering(unavailable))).outcome, 'unavailable');
+    assert.equal((await verdicts.ask('k', undefined, answering(unavailable))).outcome, 'unavailable');
   });
 
   it('renews nothing by a stale answer', async () => {
-    const verdicts = createVerdicts(options, quiet);
-    await verdicts.ask('k', answering(accepted()));
+    const verdicts = createVerdicts(options, shut, quiet);
+    await verdicts.ask('k', undefined, answering(accepted()));
     mock.timers.setTime(start + 200_000);
-    await verdicts.ask('k', answering(unavailable));
+    await verdicts.ask('k', undefined, answering(unavailable));
     assert.equal(verdicts.recall('k'), undefined);
     mock.timers.setTime(start + 400_000);
-    assert.equal((await verdicts.ask('k', answering(unavailable))).outcome, 'unavailable');
+    assert.equal((await verdicts.ask('k', undefined, answering(unavailable))).outcome, 'unavailable');
   });
 
   it('accepts nothing past exp, outage or not', async () => {
-    const verdicts = createVerdicts(options, quiet);
-    await verdicts.ask('k', answering(accepted(start + 100_000)));
+    const verdicts = createVerdicts(options, shut, quiet);
+    await verdicts.ask('k', undefined, answering(accepted(start + 100_000)));
     mock.timers.setTime(start + 100_000);
-    assert.equal((await verdicts.ask('k', answering(unavailable))).outcome, 'unavailable');
+    assert.equal((await verdicts.ask('k', undefined, answering(unavailable))).outcome, 'unavailable');
   });
 
   it('erases an acceptance by a refusal at once', async () => {
-    const verdicts = createVerdicts(options, quiet);
-    await verdicts.ask('k', answering(accepted()));
-    await verdicts.ask('k', answering(refused));
+    const verdicts = createVerdicts(options, shut, quiet);
+    await verdicts.ask('k', undefined, answering(accepted()));
+    await verdicts.ask('k', undefined, answering(refused));
     assert.equal(verdicts.recall('k')?.outcome, 'refused');
     mock.timers.setTime(start + 10_000);
-    assert.equal((await verdicts.ask('k', answering(unavailable))).outcome, 'unavailable');
+    assert.equal((await verdicts.ask('k', undefined, answering(unavailable))).outcome, 'unavailable');
   });
 
   it('makes one review for all who wait for the same verdict', async () => {
-    const verdicts = createVerdicts(options, quiet);
+    const verdicts = createVerdicts(options, shut, quiet);
     let reviews = 0;
     const review = (): Promise<Verdict> => {
       reviews += 1;
       return Promise.resolve(accepted());
     };
-    const answers = await Promise.all(Array.from({ length: 500 }, () => verdicts.ask('k', review)));
+    const answers = await Promise.all(Array.from({ length: 500 }, () => verdicts.ask('k', undefined, review)));
     assert.equal(reviews, 1);
     assert.ok(answers.every(({ outcome }) => outcome === 'accepted'));
   });
 
   it('lets a mistake in the options end as an error for all who wait, and forgets it', async () => {
-    const verdicts = createVerdicts(options, quiet);
+    const verdicts = createVerdicts(options, shut, quiet);
     const mistaken = (): Promise<Verdict> => Promise.reject(new TypeError('audience'));
-    const answers = await Promise.allSettled([verdicts.ask('k', mistaken), verdicts.ask('k', mistaken)]);
+    const answers = await Promise.allSettled([verdicts.ask('k', undefined, mistaken), verdicts.ask('k', undefined, mistaken)]);
     assert.deepEqual(
       answers.map(({ status }) => status),
       ['rejected', 'rejected'],
     );
-    assert.equal((await verdicts.ask('k', answering(accepted()))).outcome, 'accepted');
+    assert.equal((await verdicts.ask('k', undefined, answering(accepted()))).outcome, 'accepted');
   });
 
   it('has at most 32 reviews in flight, and 1 000 waiting', async () => {
-    const verdicts = createVerdicts(options, quiet);
+    const verdicts = createVerdicts(options, shut, quiet);
     const finish: (() => void)[] = [];
     let most = 0;
     let inFlight = 0;
@@ -158,12 +159,12 @@ describe('createVerdicts', () => {
         });
       });
     };
-    const asked = Array.from({ length: 32 + 1_000 + 5 }, (_item, index) => verdicts.ask(`k${index}`, slow));
+    const asked = Array.from({ length: 32 + 1_000 + 5 }, (_item, index) => verdicts.ask(`k${index}`, undefined, slow));
     await Promise.resolve();
     assert.equal(finish.length, 32);
     const turnedAway = await Promise.all(asked.slice(-5));
     assert.ok(turnedAway.every((verdict) => verdict.outcome === 'unavailable' && verdict.reason === 'queue_full'));
-    const waiterOnAnother = await verdicts.ask('k0', slow);
+    const waiterOnAnother = await verdicts.ask('k0', undefined, slow);
     assert.equal(waiterOnAnother.outcome, 'unavailable');
     while (finish.length > 0) {
       finish.shift()?.();
@@ -176,9 +177,9 @@ describe('createVerdicts', () => {
   it('lets nobody wait for a place for more than 5 s', async () => {
     mock.timers.reset();
     mock.timers.enable({ apis: ['Date', 'setTimeout'], now: start });
-    const verdicts = createVerdicts(options, quiet);
-    for (let index = 0; index < 32; index++) void verdicts.ask(`busy${index}`, () => new Promise(() => {}));
-    const waiting = verdicts.ask('k', answering(accepted()));
+    const verdicts = createVerdicts(options, shut, quiet);
+    for (let index = 0; index < 32; index++) void verdicts.ask(`busy${index}`, undefined, () => new Promise(() => {}));
+    const waiting = verdicts.ask('k', undefined, answering(accepted()));
     await Promise.resolve();
     mock.timers.tick(5_000);
     assert.deepEqual(await waiting, { outcome: 'unavailable', reason: 'queue_timeout', source: 'review' });
@@ -187,53 +188,116 @@ describe('createVerdicts', () => {
   it('does not take our own limits for a reason to accept on', async () => {
     mock.timers.reset();
     mock.timers.enable({ apis: ['Date', 'setTimeout'], now: start });
-    const verdicts = createVerdicts(options, quiet);
-    await verdicts.ask('k', answering(accepted()));
+    const verdicts = createVerdicts(options, shut, quiet);
+    await verdicts.ask('k', undefined, answering(accepted()));
     mock.timers.setTime(start + 60_000);
-    for (let index = 0; index < 32; index++) void verdicts.ask(`busy${index}`, () => new Promise(() => {}));
-    const waiting = verdicts.ask('k', answering(unavailable));
+    for (let index = 0; index < 32; index++) void verdicts.ask(`busy${index}`, undefined, () => new Promise(() => {}));
+    const waiting = verdicts.ask('k', undefined, answering(unavailable));
     await Promise.resolve();
     mock.timers.tick(5_000);
     assert.equal((await waiting).outcome, 'unavailable');
   });
 
   it('does not let a flood of refusals push out a caller', async () => {
-    const verdicts = createVerdicts(options, quiet);
-    await verdicts.ask('good', answering(accepted()));
-    for (let index = 0; index < 3_000; index++) await verdicts.ask(`bad${index}`, answering(refused));
+    const verdicts = createVerdicts(options, shut, quiet);
+    await verdicts.ask('good', undefined, answering(accepted()));
+    for (let index = 0; index < 3_000; index++) await verdicts.ask(`bad${index}`, undefined, answering(refused));
     assert.equal(verdicts.recall('good')?.outcome, 'accepted');
     assert.equal(verdicts.recall('bad0'), undefined);
     assert.equal(verdicts.recall('bad2999')?.outcome, 'refused');
   });
 
   it('remembers at most 10 000 callers', async () => {
-    const verdicts = createVerdicts(options, quiet);
-    for (let index = 0; index <= 10_000; index++) await verdicts.ask(`k${index}`, answering(accepted()));
+    const verdicts = createVerdicts(options, shut, quiet);
+    for (let index = 0; index <= 10_000; index++) {
+      const caller = createCaller(
+        { namespace: 'api', name: `api-${index}` },
+        { uid: 'u', groups: [], extra: {} },
+        ['secret-store'],
+        start + 60_000,
+      );
+      await verdicts.ask(`k${index}`, undefined, answering({ outcome: 'accepted', caller }));
+    }
     assert.equal(verdicts.recall('k0'), undefined);
     assert.equal(verdicts.recall('k10000')?.outcome, 'accepted');
   });
 
   it('says once that the cluster cannot be asked, and once that it can', async () => {
     const told: string[] = [];
-    const verdicts = createVerdicts(options, {
+    const verdicts = createVerdicts(options, shut, {
       info: (_details, message) => told.push(`info ${message}`),
       warn: (kind) => told.push(`warn ${kind}`),
     });
-    await verdicts.ask('a', answering(unavailable));
-    await verdicts.ask('b', answering(unavailable));
-    await verdicts.ask('c', answering(refused));
-    await verdicts.ask('d', answering(accepted()));
+    await verdicts.ask('a', undefined, answering(unavailable));
+    await verdicts.ask('b', undefined, answering(unavailable));
+    await verdicts.ask('c', undefined, answering(refused));
+    await verdicts.ask('d', undefined, answering(accepted()));
     assert.deepEqual(told, ['warn review_unavailable', 'info The API server reviews tokens again']);
   });
 
   it('keys by audiences and token, and by neither alone', () => {
-    const verdicts = createVerdicts(options, quiet);
+    const verdicts = createVerdicts(options, shut, quiet);
     const key = (audiences: readonly string[], token: string): string => verdicts.key(verdicts.prefix(audiences), token);
     assert.equal(key(['a', 'b'], 't'), key(['b', 'a'], 't'));
     assert.notEqual(key(['a'], 't'), key(['b'], 't'));
     assert.notEqual(key(['ab'], 't'), key(['a', 'b'], 't'));
     assert.notEqual(key(['a'], 't1'), key(['a'], 't2'));
-    assert.notEqual(key(['a'], 't'), createVerdicts(options, quiet).key(createVerdicts(options, quiet).prefix(['a']), 't'));
+    assert.notEqual(key(['a'], 't'), createVerdicts(options, shut, quiet).key(createVerdicts(options, shut, quiet).prefix(['a']), 't'));
     assert.match(key(['a'], 't'), /^[\w+/]{43}=$/);
+  });
+
+  it('asks nobody while the breaker is open: known callers go on without waiting', async () => {
+    let isOpen = false;
+    const verdicts = createVerdicts(options, { isOpen: () => isOpen, report: () => {} }, quiet);
+    await verdicts.ask('known', undefined, answering(accepted()));
+    isOpen = true;
+    mock.timers.setTime(start + 120_000);
+    const nobody = (): Promise<Verdict> => assert.fail('asked');
+    assert.equal((await verdicts.ask('known', undefined, nobody)).source, 'stale');
+    assert.deepEqual(await verdicts.ask('unknown', undefined, nobody), {
+      outcome: 'unavailable',
+      reason: 'breaker_open',
+      source: 'review',
+    });
+  });
+
+  it('tells the breaker which reviews failed, and which were answered', async () => {
+    const reports: string[] = [];
+    const verdicts = createVerdicts(options, { isOpen: () => false, report: (outcome) => void reports.push(outcome) }, quiet);
+    await verdicts.ask('a', undefined, answering(unavailable));
+    await verdicts.ask('b', undefined, answering(accepted()));
+    await verdicts.ask('c', undefined, answering(refused));
+    await verdicts.ask('d', undefined, answering({ outcome: 'unavailable', reason: 'too_many_requests' }));
+    await verdicts.ask('e', undefined, answering({ outcome: 'unavailable', reason: 'review_timed_out_inside' }));
+    assert.deepEqual(reports, ['failed', 'answered', 'answered']);
+  });
+
+  it('gives one ServiceAccount at most 8 reviews in flight and 100 waiting, and others their turn', async () => {
+    const verdicts = createVerdicts(options, shut, quiet);
+    const finish: (() => void)[] = [];
+    const slow = (): Promise<Verdict> => new Promise((resolve) => finish.push(() => resolve(accepted())));
+    const greedy = Array.from({ length: 8 + 100 + 3 }, (_item, index) => verdicts.ask(`g${index}`, 'greedy', slow));
+    await Promise.resolve();
+    assert.equal(finish.length, 8);
+    const turnedAway = await Promise.all(greedy.slice(-3));
+    assert.ok(turnedAway.every((verdict) => verdict.outcome === 'unavailable' && verdict.reason === 'queue_of_caller_full'));
+    assert.equal((await verdicts.ask('o', 'other', answering(accepted()))).outcome, 'accepted');
+    assert.equal((await verdicts.ask('u', undefined, answering(accepted()))).outcome, 'accepted');
+    while (finish.length > 0) {
+      finish.shift()?.();
+      await new Promise(setImmediate);
+    }
+    assert.ok((await Promise.all(greedy.slice(0, -3))).every(({ outcome }) => outcome === 'accepted'));
+  });
+
+  it('gives one ServiceAccount a tenth of the memory', async () => {
+    const verdicts = createVerdicts(options, shut, quiet);
+    await verdicts.ask('first', undefined, answering(accepted()));
+    for (let index = 0; index < 1_000; index++) await verdicts.ask(`k${index}`, undefined, answering(accepted()));
+    assert.equal(verdicts.recall('first'), undefined);
+    assert.equal(verdicts.recall('k0')?.outcome, 'accepted');
+    for (let index = 0; index < 101; index++) await verdicts.ask(`r${index}`, 'greedy', answering(refused));
+    assert.equal(verdicts.recall('r0'), undefined);
+    assert.equal(verdicts.recall('r1')?.outcome, 'refused');
   });
 });

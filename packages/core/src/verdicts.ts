@@ -5,6 +5,7 @@ import { hash, randomBytes } from 'node:crypto';
 import { LRUCache } from 'lru-cache';
 
 import { maxInFlight } from './api-server.ts';
+import type { Breaker } from './breaker.ts';
 import type { Log } from './logger.ts';
 import type { Verdict } from './token-review.ts';
 
@@ -27,99 +28,81 @@ export interface Verdicts {
   key(prefix: string, token: string): string;
   /** The verdict that is still good, without waiting. */
   recall(key: string): Sourced | undefined;
-  /** The verdict of a review: one in flight for each key, however many wait for it. A waiter that goes away cancels nothing. */
-  ask(key: string, review: (budgetMs: number) => Promise<Verdict>): Promise<Sourced>;
+  /**
+   * The verdict of a review: one in flight for each key, however many wait for it. A waiter that goes away cancels nothing.
+   * `spender` is the ServiceAccount whose budget it spends, where that is certain.
+   */
+  ask(key: string, spender: string | undefined, review: (budgetMs: number) => Promise<Verdict>): Promise<Sourced>;
 }
 
 const maxCallers = 10_000;
 const maxRefusals = 1_000;
 const maxWaiting = 1_000;
 const budgetMs = 5_000;
+// Of one ServiceAccount, where it is certain whose token it is.
+const maxInFlightOfOne = 8;
+const maxWaitingOfOne = 100;
+const shareOfOne = 1 / 10;
 
-export function createVerdicts({ cacheTtlMs, refusalTtlMs, staleIfErrorMs }: MemoryOptions, log: Log): Verdicts {
+export function createVerdicts(options: MemoryOptions, breaker: Pick<Breaker, 'isOpen' | 'report'>, log: Log): Verdicts {
+  const { cacheTtlMs, refusalTtlMs, staleIfErrorMs } = options;
   // Separate, so that a flood of bad tokens cannot push out good callers.
-  const acceptances = new LRUCache<string, { readonly verdict: Accepted; readonly reviewedAtMs: number; readonly expiresAtMs: number }>({
-    max: maxCallers,
-  });
-  const refusals = new LRUCache<string, { readonly verdict: Refused; readonly reviewedAtMs: number }>({ max: maxRefusals });
+  const acceptances = createMemory<Accepted>(maxCallers);
+  const refusals = createMemory<Refused>(maxRefusals);
   const flights = new Map<string, Promise<Sourced>>();
-  const queue: (() => void)[] = [];
-  let inFlight = 0;
-  let waiting = 0;
-  let isDown = false;
+  const places = createPlaces();
   const processKey = randomBytes(32).toString('base64');
-
-  // A clock that was set back makes nothing younger than it is.
-  function isWithin(sinceMs: number, ttlMs: number): boolean {
-    const ageMs = Date.now() - sinceMs;
-    return ageMs >= 0 && ageMs < ttlMs;
-  }
+  let isDown = false;
 
   function acceptanceWithin(key: string, ttlMs: number): Accepted | undefined {
-    const kept = acceptances.get(key);
-    return kept !== undefined && isWithin(kept.reviewedAtMs, ttlMs) && Date.now() < kept.expiresAtMs ? kept.verdict : undefined;
+    const accepted = acceptances.recall(key, ttlMs);
+    return accepted !== undefined && Date.now() < accepted.caller.expiresAt.getTime() ? accepted : undefined;
   }
 
-  async function fly(key: string, review: (budgetMs: number) => Promise<Verdict>): Promise<Sourced> {
+  async function fly(key: string, spender: string | undefined, review: (budgetMs: number) => Promise<Verdict>): Promise<Sourced> {
     const deadlineMs = performance.now() + budgetMs;
-    const limit = await takePlace(deadlineMs);
-    if (limit !== undefined) return { ...limit, source: 'review' };
+    const limit = await places.take(spender, deadlineMs);
+    if (limit !== undefined) return { outcome: 'unavailable', reason: limit, source: 'review' };
     try {
+      if (breaker.isOpen()) return withoutAsking(key);
       const askedAtMs = Date.now();
-      return settle(key, await review(deadlineMs - performance.now()), askedAtMs);
+      return settle(key, spender, await review(deadlineMs - performance.now()), askedAtMs);
     } finally {
-      inFlight -= 1;
-      queue.shift()?.();
+      places.free(spender);
     }
   }
 
   // An acceptance counts from when the question was asked, which is when it was certainly still true.
-  function settle(key: string, verdict: Verdict, askedAtMs: number): Sourced {
+  function settle(key: string, spender: string | undefined, verdict: Verdict, askedAtMs: number): Sourced {
     if (verdict.outcome === 'unavailable') {
+      if (!isNoFailure.has(verdict.reason)) breaker.report('failed');
       tell(verdict);
-      const stale = acceptanceWithin(key, staleIfErrorMs);
-      return stale === undefined ? { ...verdict, source: 'review' } : { ...stale, source: 'stale' };
+      return acceptedStill(key) ?? { ...verdict, source: 'review' };
     }
+    breaker.report('answered');
     tell(undefined);
     if (verdict.outcome === 'refused') {
-      acceptances.delete(key);
-      if (refusalTtlMs > 0) refusals.set(key, { verdict, reviewedAtMs: Date.now() });
+      acceptances.forget(key);
+      if (refusalTtlMs > 0) refusals.keep(key, spender, verdict, Date.now());
     } else if (Math.max(cacheTtlMs, staleIfErrorMs) > 0) {
-      acceptances.set(key, { verdict, reviewedAtMs: askedAtMs, expiresAtMs: verdict.caller.expiresAt.getTime() });
+      acceptances.keep(key, verdict.caller.serviceAccount, verdict, askedAtMs);
     }
     return { ...verdict, source: 'review' };
   }
 
-  function tell(trouble: { readonly reason: string; readonly detail?: string } | undefined): void {
-    if (trouble === undefined ? isDown : !isDown) {
-      isDown = trouble !== undefined;
-      if (trouble === undefined) log.info({}, 'The API server reviews tokens again');
-      else log.warn('review_unavailable', trouble, `Tokens cannot be reviewed (${trouble.reason}): ${trouble.detail ?? 'no detail'}`);
-    }
+  function acceptedStill(key: string): Sourced | undefined {
+    const stale = acceptanceWithin(key, staleIfErrorMs);
+    return stale && { ...stale, source: 'stale' };
   }
 
-  // One of the places for reviews in flight, or the limit that stands in the way.
-  async function takePlace(deadlineMs: number): Promise<Verdict | undefined> {
-    if (inFlight < maxInFlight) {
-      inFlight += 1;
-      return undefined;
-    }
-    if (waiting >= maxWaiting) return { outcome: 'unavailable', reason: 'queue_full' };
-    waiting += 1;
-    const isMine = await new Promise<boolean>((resolve) => {
-      const take = (): void => {
-        clearTimeout(timer);
-        inFlight += 1;
-        resolve(true);
-      };
-      const timer = setTimeout(() => {
-        queue.splice(queue.indexOf(take), 1);
-        resolve(false);
-      }, deadlineMs - performance.now());
-      queue.push(take);
-    });
-    waiting -= 1;
-    return isMine ? undefined : { outcome: 'unavailable', reason: 'queue_timeout' };
+  const withoutAsking = (key: string): Sourced =>
+    acceptedStill(key) ?? { outcome: 'unavailable', reason: 'breaker_open', source: 'review' };
+
+  function tell(trouble: { readonly reason: string; readonly detail?: string } | undefined): void {
+    if ((trouble !== undefined) === isDown) return;
+    isDown = trouble !== undefined;
+    if (trouble === undefined) log.info({}, 'The API server reviews tokens again');
+    else log.warn('review_unavailable', trouble, `Tokens cannot be reviewed (${trouble.reason}): ${trouble.detail ?? 'no detail'}`);
   }
 
   return {
@@ -132,23 +115,137 @@ export function createVerdicts({ cacheTtlMs, refusalTtlMs, staleIfErrorMs }: Mem
     recall(key) {
       const accepted = acceptanceWithin(key, cacheTtlMs);
       if (accepted !== undefined) return { ...accepted, source: 'cache' };
-      const refused = refusals.get(key);
-      return refused !== undefined && isWithin(refused.reviewedAtMs, refusalTtlMs) ? { ...refused.verdict, source: 'cache' } : undefined;
+      const refused = refusals.recall(key, refusalTtlMs);
+      return refused && { ...refused, source: 'cache' };
     },
-    async ask(key, review) {
+    async ask(key, spender, review) {
+      if (breaker.isOpen()) return withoutAsking(key);
       const flight = flights.get(key);
       if (flight === undefined) {
-        const mine = fly(key, review).finally(() => flights.delete(key));
+        const mine = fly(key, spender, review).finally(() => flights.delete(key));
         flights.set(key, mine);
         return mine;
       }
-      if (waiting >= maxWaiting) return { outcome: 'unavailable', reason: 'queue_full', source: 'review' };
-      waiting += 1;
+      const limit = places.wait(spender);
+      if (limit !== undefined) return { outcome: 'unavailable', reason: limit, source: 'review' };
       try {
         return await flight;
       } finally {
-        waiting -= 1;
+        places.waited(spender);
       }
+    },
+  };
+}
+
+// The cluster answered, if not this question; or it was our own limit.
+const isNoFailure = new Set(['too_many_requests', 'review_timed_out_inside', 'closed']);
+
+interface Memory<V> {
+  recall(key: string, ttlMs: number): V | undefined;
+  keep(key: string, owner: string | undefined, value: V, sinceMs: number): void;
+  forget(key: string): void;
+}
+
+// Bounded, with at most a share for each owner: past that, an owner pushes out only its own.
+function createMemory<V>(max: number): Memory<V> {
+  const owned = new Map<string, Set<string>>();
+  const kept = new LRUCache<string, { readonly value: V; readonly sinceMs: number; readonly owner: string | undefined }>({
+    max,
+    dispose({ owner }, key) {
+      if (owner === undefined) return;
+      const keys = owned.get(owner);
+      keys?.delete(key);
+      if (keys?.size === 0) owned.delete(owner);
+    },
+  });
+  return {
+    recall(key, ttlMs) {
+      const entry = kept.get(key);
+      // A clock that was set back makes nothing younger than it is.
+      const ageMs = entry === undefined ? -1 : Date.now() - entry.sinceMs;
+      return ageMs >= 0 && ageMs < ttlMs ? entry?.value : undefined;
+    },
+    keep(key, owner, value, sinceMs) {
+      kept.delete(key);
+      if (owner !== undefined) {
+        const keys = owned.get(owner) ?? new Set();
+        const [oldest] = keys;
+        if (oldest !== undefined && keys.size >= max * shareOfOne) kept.delete(oldest);
+        owned.set(owner, keys.add(key));
+      }
+      kept.set(key, { value, sinceMs, owner });
+    },
+    forget: (key) => void kept.delete(key),
+  };
+}
+
+interface Places {
+  /** Takes one of the places for reviews in flight, waiting for it if need be; or tells which limit stands in the way. */
+  take(spender: string | undefined, deadlineMs: number): Promise<string | undefined>;
+  free(spender: string | undefined): void;
+  /** Counts a request that waits for another's review; or tells which limit stands in the way. */
+  wait(spender: string | undefined): string | undefined;
+  waited(spender: string | undefined): void;
+}
+
+function createPlaces(): Places {
+  const all = { inFlight: 0, waiting: 0 };
+  const ofOne = new Map<string, { inFlight: number; waiting: number }>();
+  const queue: { readonly spender: string | undefined; readonly start: () => void }[] = [];
+
+  function count(spender: string | undefined, what: 'inFlight' | 'waiting', by: 1 | -1): void {
+    all[what] += by;
+    if (spender === undefined) return;
+    const mine = ofOne.get(spender) ?? { inFlight: 0, waiting: 0 };
+    mine[what] += by;
+    if (mine.inFlight + mine.waiting === 0) ofOne.delete(spender);
+    else ofOne.set(spender, mine);
+  }
+
+  const mineOf = (spender: string | undefined): { inFlight: number; waiting: number } | undefined =>
+    spender === undefined ? undefined : ofOne.get(spender);
+  const isFree = (spender: string | undefined): boolean =>
+    all.inFlight < maxInFlight && (mineOf(spender)?.inFlight ?? 0) < maxInFlightOfOne;
+
+  function wait(spender: string | undefined): string | undefined {
+    if (all.waiting >= maxWaiting) return 'queue_full';
+    if ((mineOf(spender)?.waiting ?? 0) >= maxWaitingOfOne) return 'queue_of_caller_full';
+    count(spender, 'waiting', 1);
+    return undefined;
+  }
+
+  return {
+    wait,
+    waited: (spender) => count(spender, 'waiting', -1),
+    async take(spender, deadlineMs) {
+      if (isFree(spender)) {
+        count(spender, 'inFlight', 1);
+        return undefined;
+      }
+      const limit = wait(spender);
+      if (limit !== undefined) return limit;
+      const isLate = await new Promise<boolean>((resolve) => {
+        const entry = {
+          spender,
+          start: () => {
+            clearTimeout(timer);
+            count(spender, 'inFlight', 1);
+            resolve(false);
+          },
+        };
+        const timer = setTimeout(() => {
+          queue.splice(queue.indexOf(entry), 1);
+          resolve(true);
+        }, deadlineMs - performance.now());
+        queue.push(entry);
+      });
+      count(spender, 'waiting', -1);
+      return isLate ? 'queue_timeout' : undefined;
+    },
+    free(spender) {
+      count(spender, 'inFlight', -1);
+      const next = queue.findIndex((entry) => isFree(entry.spender));
+      if (next >= 0) queue.splice(next, 1)[0]?.start();
     },
   };
 }

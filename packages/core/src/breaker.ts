@@ -1,0 +1,53 @@
+// When to stop asking the cluster, and when to ask again.
+
+export interface Breaker {
+  /** While open nobody's token is reviewed: the cluster would not answer. */
+  isOpen(): boolean;
+  /** Told of each review: whether the cluster answered, or failed. */
+  report(outcome: 'answered' | 'failed'): void;
+  close(): void;
+}
+
+const failuresInARow = 5;
+const firstWaitMs = 1_000;
+const longestWaitMs = 4_000;
+
+/**
+ * After five failures in a row it asks a question of our own, and opens only if that fails too: a token that makes the API server hang is one
+ * caller's trouble. While open, only that question is asked, and its success closes it: no caller's token is ever the trial.
+ */
+export function createBreaker(isAnswering: () => Promise<boolean>): Breaker {
+  let failures = 0;
+  let state: 'shut' | 'asking' | 'open' | 'ended' = 'shut';
+  let waitMs = firstWaitMs;
+  let timer: NodeJS.Timeout | undefined;
+
+  async function ask(): Promise<void> {
+    const answers = await isAnswering();
+    if (state === 'ended') return;
+    if (answers) {
+      failures = 0;
+      state = 'shut';
+      waitMs = firstWaitMs;
+      return;
+    }
+    state = 'open';
+    // ± 20 %, so that the replicas of a service do not ask as one.
+    timer = setTimeout(() => void ask(), waitMs * (0.8 + Math.random() * 0.4)).unref();
+    waitMs = Math.min(waitMs * 2, longestWaitMs);
+  }
+
+  return {
+    isOpen: () => state === 'open',
+    report(outcome) {
+      failures = outcome === 'answered' ? 0 : failures + 1;
+      if (failures < failuresInARow || state !== 'shut') return;
+      state = 'asking';
+      void ask();
+    },
+    close() {
+      state = 'ended';
+      clearTimeout(timer);
+    },
+  };
+}
