@@ -72,7 +72,7 @@ declare module 'fastify' {
 const bases = new WeakMap<FastifyGuard, Guard | OptInGuard>();
 
 // Wide: a name that is not seen to be misspelt is a route without its guard.
-const likeOurs = /k8s|sa[-_]?auth/i;
+const likeOurs = /k8s[-_]?s?a|sa[-_]?auth/i;
 
 async function guardPlugin(app: FastifyInstance, options: K8sSaAuthOptions): Promise<void> {
   if (Object.hasOwn(app, 'k8sSaAuth')) {
