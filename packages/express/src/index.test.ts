@@ -189,6 +189,17 @@ describe('k8sSaAuth', () => {
     assert.equal((await ask(origin, '/adminx')).status, 404);
   });
 
+  it('guards files in every spelling where it is mounted together with what serves them', async () => {
+    app.use('/files', guard, express.static(import.meta.dirname));
+    const origin = await listen(app);
+    assert.equal((await ask(origin, '/files/index.ts')).status, 401);
+    assert.equal((await ask(origin, '/FILES/%69ndex.ts')).status, 401);
+    assert.equal((await ask(origin, '/files//index.ts')).status, 401);
+    assert.equal((await ask(origin, '/%66iles/index.ts')).status, 404);
+    assert.equal((await ask(origin, '//files/index.ts')).status, 404);
+    assert.equal((await ask(origin, '/files/index.ts', as(api))).status, 200);
+  });
+
   it('tells a predicate the route that it stands in, and never one that let the request pass before', async () => {
     const asked: (string | undefined)[] = [];
     const allow = (_caller: Caller, { route }: { readonly route: string | undefined }): boolean => {
