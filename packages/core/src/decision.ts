@@ -21,8 +21,8 @@ export interface Decision {
   /** The route's audiences: what the token had to be for. */
   readonly audiences: readonly string[];
   readonly request: AskedFor;
-  /** What decided: local screening, memory, a review, or an acceptance kept through an outage. */
-  readonly source: 'screening' | 'cache' | 'review' | 'stale';
+  /** What decided: local screening, memory, a review (or the signature alone), or an acceptance kept through an outage. */
+  readonly source: 'screening' | 'cache' | 'review' | 'signature' | 'stale';
   readonly durationMs: number;
 }
 

@@ -23,6 +23,7 @@ import { aborted } from './service-client.ts';
 import { createSigningKeys } from './signing-keys.ts';
 import { mayReviewTokens, permissionHint, refuseApiServerAudience, reviewToken } from './token-review.ts';
 import { createVerdicts, type Sourced } from './verdicts.ts';
+import { createVerification } from './verification.ts';
 
 /** What stands in front of handlers. All guards made from one by `with` share its connection and memory. */
 export interface Guard extends AsyncDisposable {
@@ -99,8 +100,11 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
       () => false,
     ),
   );
-  const verdicts = createVerdicts(memory, breaker, log);
   const signingKeys = createSigningKeys(apiServer, log);
+  const isBySignature = memory.verification === 'signature';
+  const verify = createVerification(apiServer, signingKeys);
+  // By signature nobody is asked about a token, so there is nothing to stop asking.
+  const verdicts = createVerdicts(memory, isBySignature ? { isOpen: () => false, report: () => {} } : breaker, log);
   const audiences = new Set<string>();
   let isReady = false;
   let isWarned = false;
@@ -117,7 +121,9 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
       const screened = await screen(route, token);
       if ('outcome' in screened) return screened;
       const { claims, spender } = screened;
-      verdict = await verdicts.ask(key, spender, (budgetMs) => reviewToken(apiServer, token, claims, route.audiences, budgetMs));
+      verdict = await verdicts.ask(key, spender, (budgetMs) =>
+        isBySignature ? verify(token, claims, route.audiences) : reviewToken(apiServer, token, claims, route.audiences, budgetMs),
+      );
     }
     if (verdict.outcome === 'unavailable') return verdict;
     if (verdict.outcome === 'refused') return { ...verdict, code: 'invalid_token' };
@@ -138,7 +144,7 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
     const source = 'screening';
     const claims = screenClaims(token, route.audiences);
     if ('code' in claims) return { outcome: 'refused', ...claims, source };
-    const signature = await signingKeys.screen(token, claims);
+    const signature = isBySignature ? 'unscreened' : await signingKeys.screen(token, claims);
     if (signature === 'forged') return { outcome: 'refused', code: 'invalid_token', reason: 'forged', source };
     if (signature === 'limited') return { outcome: 'unavailable', reason: 'unknown_keys', source };
     if (signature === 'unscreened' || claims.identity === undefined) return { claims, spender: undefined };
@@ -235,7 +241,9 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
 
   async function askPermission(): Promise<void> {
     await refuseApiServerAudience(apiServer, audiences);
-    await signingKeys.load();
+    const hasKeys = await signingKeys.load();
+    if (isBySignature && hasKeys) return;
+    if (isBySignature) throw new ApiServerError('no_signing_keys', "verification: 'signature' needs them, from /openid/v1/jwks");
     if (await mayReviewTokens(apiServer, readyMs)) return;
     throw new ClusterError({}, permissionHint((await apiServer.ownClaims())?.identity));
   }

@@ -26,6 +26,12 @@ export interface ConnectionOptions {
   readonly header?: TokenHeader;
   /** Leave the token on the request for the handler. Default false. */
   readonly forwardToken?: boolean;
+  /**
+   * `'review'` asks the cluster about each token. `'signature'` is for fleets that outgrow the API server: the cluster's published keys alone
+   * decide. Its price: nobody notices that a pod or a ServiceAccount was deleted, so its token is good until it expires, and 60 s more; and
+   * tokens that live longer than 24 hours are refused. Default `'review'`.
+   */
+  readonly verification?: 'review' | 'signature';
   /** How long a caller is remembered, in milliseconds; never past the token's expiry. Zero or less: not at all. Default 60 000. */
   readonly cacheTtlMs?: number;
   /** How long a refusal is remembered, in milliseconds. Zero or less: not at all. Default 5 000. */
@@ -52,6 +58,7 @@ export interface Route extends Admission {
 export interface Connection {
   readonly header: TokenHeader;
   readonly forwardToken: boolean;
+  readonly verification: 'review' | 'signature';
   readonly cacheTtlMs: number;
   readonly refusalTtlMs: number;
   readonly staleIfErrorMs: number;
@@ -60,7 +67,16 @@ export interface Connection {
 }
 
 export const routeOptions = ['allow', 'audience', 'mode', 'requirePod'] as const;
-export const connectionOptions = ['header', 'forwardToken', 'cacheTtlMs', 'refusalTtlMs', 'staleIfErrorMs', 'apiServer', 'logger'] as const;
+export const connectionOptions = [
+  'header',
+  'forwardToken',
+  'verification',
+  'cacheTtlMs',
+  'refusalTtlMs',
+  'staleIfErrorMs',
+  'apiServer',
+  'logger',
+] as const;
 
 /** Throws a TypeError on anything that is not an object, or has a name that is not known. */
 export function refuseUnknown(where: string, options: unknown, known: readonly string[]): void {
@@ -94,11 +110,21 @@ function readAudiences(audience: unknown, inherited: Route | undefined): readonl
 }
 
 export function readConnection(options: ConnectionOptions): Connection {
-  const { header = 'x-client-id', forwardToken = false, cacheTtlMs = 60_000, refusalTtlMs = 5_000, staleIfErrorMs = 300_000 } = options;
+  const {
+    header = 'x-client-id',
+    forwardToken = false,
+    verification = 'review',
+    cacheTtlMs = 60_000,
+    refusalTtlMs = 5_000,
+    staleIfErrorMs = 300_000,
+  } = options;
   if (header !== 'x-client-id' && header !== 'authorization') {
     throw new TypeError(`"header" is 'x-client-id' or 'authorization', not ${JSON.stringify(header)}`);
   }
   if (typeof forwardToken !== 'boolean') throw new TypeError(`"forwardToken" is true or false, not ${JSON.stringify(forwardToken)}`);
+  if (verification !== 'review' && verification !== 'signature') {
+    throw new TypeError(`"verification" is 'review' or 'signature', not ${JSON.stringify(verification)}`);
+  }
   for (const [name, value] of Object.entries({ cacheTtlMs, refusalTtlMs, staleIfErrorMs })) {
     if (typeof value !== 'number' || Number.isNaN(value))
       throw new TypeError(`"${name}" is a number of milliseconds, not ${JSON.stringify(value)}`);
@@ -107,5 +133,5 @@ export function readConnection(options: ConnectionOptions): Connection {
   if (logger !== undefined && !(['info', 'warn', 'error'] as const).every((level) => typeof logger?.[level] === 'function')) {
     throw new TypeError('"logger" needs info, warn and error, each called with an object and a message, as pino has them');
   }
-  return { header, forwardToken, cacheTtlMs, refusalTtlMs, staleIfErrorMs, apiServer: options.apiServer, logger };
+  return { header, forwardToken, verification, cacheTtlMs, refusalTtlMs, staleIfErrorMs, apiServer: options.apiServer, logger };
 }

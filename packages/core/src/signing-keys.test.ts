@@ -30,7 +30,7 @@ const jwkOf = (key: KeyObject, kid: string): object => ({ ...key.export({ format
 function publishing(...listed: (object | Error)[]): {
   connection: ApiServerConnection;
   asked: string[];
-  publish(...next: (object | Error)[]): void;
+  publish: (...next: (object | Error)[]) => void;
 } {
   let published = listed;
   const asked: string[] = [];

@@ -12,22 +12,31 @@ import { asObject, type Claims, parseObject } from './screening.ts';
  */
 export type Signature = 'verified' | 'forged' | 'unscreened' | 'limited';
 
+/** What the keys of the cluster's last answer say; `unknown` as of that answer, `unavailable` where there is none that is young enough. */
+export type StrictSignature = 'verified' | 'forged' | 'unknown' | 'limited' | 'unavailable';
+
 export interface SigningKeys {
   /** What is known of a token's signature. It can refuse, and it says whose claims can be believed; it never accepts. */
   screen(token: string, claims: Claims): Promise<Signature>;
-  /** Loads the keys if there are none yet. Never rejects: without keys, the cluster is asked. */
-  load(): Promise<void>;
+  /** As strict as accepting by signature alone must be: only keys that the last answer names, at most an hour old, and for their algorithm. */
+  verify(token: string, claims: Claims): Promise<StrictSignature>;
+  /** Loads the keys if there are none yet, and tells whether there are. Never rejects: without keys, the cluster is asked. */
+  load(): Promise<boolean>;
 }
 
 const reloadEveryMs = 30_000;
+const strictReloadEveryMs = 300_000;
+const strictAgeMs = 3_600_000;
 const loadMs = 1_000;
 const unknownPerSecond = 10;
 // Kept when a reload no longer names them, since two API servers may disagree while keys rotate. They refuse, they never accept.
 const maxKeys = 64;
 
 export function createSigningKeys(apiServer: ApiServerConnection, log: Log): SigningKeys {
-  const keys = new Map<string, KeyObject>();
+  const keys = new Map<string, PublicKey>();
+  let askedAtMs = 0;
   let loadedAtMs = 0;
+  let current: ReadonlySet<string> = new Set();
   let loading: Promise<void> | undefined;
   let isFailing = false;
   let second = 0;
@@ -35,8 +44,7 @@ export function createSigningKeys(apiServer: ApiServerConnection, log: Log): Sig
 
   // Failed loads count too: whoever sends unknown key ids must not make us ask more often.
   function reload(): Promise<void> {
-    const ageMs = Date.now() - loadedAtMs;
-    if (loading === undefined && ageMs >= 0 && ageMs < reloadEveryMs) return Promise.resolve();
+    if (loading === undefined && isWithin(askedAtMs, reloadEveryMs)) return Promise.resolve();
     loading ??= fetchKeys().finally(() => {
       loading = undefined;
     });
@@ -44,12 +52,15 @@ export function createSigningKeys(apiServer: ApiServerConnection, log: Log): Sig
   }
 
   async function fetchKeys(): Promise<void> {
-    loadedAtMs = Date.now();
+    askedAtMs = Date.now();
     try {
-      for (const [id, key] of await askForKeys(apiServer)) {
+      const listed = await askForKeys(apiServer);
+      for (const [id, key] of listed) {
         keys.delete(id);
         keys.set(id, key);
       }
+      current = new Set(listed.keys());
+      loadedAtMs = askedAtMs;
       for (const id of [...keys.keys()].slice(0, -maxKeys)) keys.delete(id);
       isFailing = false;
     } catch (error) {
@@ -64,7 +75,7 @@ export function createSigningKeys(apiServer: ApiServerConnection, log: Log): Sig
   function look(token: string, { keyId, algorithm }: Claims): Signature | undefined {
     const key = keyId === undefined ? undefined : keys.get(keyId);
     if (key === undefined) return undefined;
-    return verifies(key, algorithm, token) ? 'verified' : 'forged';
+    return verifies(key.key, algorithm, token) ? 'verified' : 'forged';
   }
 
   function takeUnknown(): boolean {
@@ -85,12 +96,39 @@ export function createSigningKeys(apiServer: ApiServerConnection, log: Log): Sig
       await reload();
       return look(token, claims) ?? (takeUnknown() ? 'unscreened' : 'limited');
     },
-    load: () => (keys.size === 0 ? reload() : Promise.resolve()),
+    async verify(token, claims) {
+      const { keyId = '', algorithm } = claims;
+      const arrivedAtMs = Date.now();
+      if (!isWithin(loadedAtMs, strictAgeMs)) await reload();
+      else if (!isWithin(loadedAtMs, strictReloadEveryMs)) void reload();
+      if (!isWithin(loadedAtMs, strictAgeMs)) return 'unavailable';
+      if (!current.has(keyId)) await reload();
+      const key = current.has(keyId) ? keys.get(keyId) : undefined;
+      // Unknown to an answer that was asked for since; else the next one may know it.
+      if (key === undefined) return loadedAtMs >= arrivedAtMs ? 'unknown' : 'limited';
+      return key.algorithms.includes(algorithm) && verifies(key.key, algorithm, token) ? 'verified' : 'forged';
+    },
+    async load() {
+      if (keys.size === 0) await reload();
+      return keys.size > 0;
+    },
   };
 }
 
+interface PublicKey {
+  readonly key: KeyObject;
+  /** Which of a token's algorithms fit it: the one that the JWKS names, else those of its type. */
+  readonly algorithms: readonly string[];
+}
+
+// A clock that was set back makes nothing younger than it is.
+function isWithin(sinceMs: number, ageMs: number): boolean {
+  const nowMs = Date.now();
+  return nowMs >= sinceMs && nowMs - sinceMs < ageMs;
+}
+
 // Always our own API server's, with our own token: never what a token, or a discovery document, points to.
-async function askForKeys(apiServer: ApiServerConnection): Promise<ReadonlyMap<string, KeyObject>> {
+async function askForKeys(apiServer: ApiServerConnection): Promise<ReadonlyMap<string, PublicKey>> {
   const question = { method: 'GET', path: '/openid/v1/jwks', accept: 'application/jwk-set+json', maxAnswerBytes: 16_384 } as const;
   const { status, body } = await apiServer.ask(question, loadMs);
   const listed = parseObject(body)?.['keys'];
@@ -98,12 +136,15 @@ async function askForKeys(apiServer: ApiServerConnection): Promise<ReadonlyMap<s
   return new Map(listed.flatMap(readKey));
 }
 
-function readKey(value: unknown): [string, KeyObject][] {
+const curves: Readonly<Record<string, string>> = { 'P-256': 'ES256', 'P-384': 'ES384', 'P-521': 'ES512' };
+
+function readKey(value: unknown): [string, PublicKey][] {
   const jwk = asObject(value);
-  const id = jwk?.['kid'];
-  if (jwk === undefined || typeof id !== 'string' || (jwk['kty'] !== 'RSA' && jwk['kty'] !== 'EC')) return [];
+  if (jwk === undefined || typeof jwk['kid'] !== 'string' || (jwk['kty'] !== 'RSA' && jwk['kty'] !== 'EC')) return [];
+  const fitting = jwk['kty'] === 'EC' ? [curves[String(jwk['crv'])] ?? ''] : ['RS256', 'RS384', 'RS512', 'PS256', 'PS384', 'PS512'];
+  const algorithms = typeof jwk['alg'] === 'string' ? fitting.filter((algorithm) => algorithm === jwk['alg']) : fitting;
   try {
-    return [[id, createPublicKey({ key: jwk as JsonWebKey, format: 'jwk' })]];
+    return [[jwk['kid'], { key: createPublicKey({ key: jwk as JsonWebKey, format: 'jwk' }), algorithms }]];
   } catch {
     return [];
   }

@@ -7,7 +7,7 @@ import type { Verdict } from './token-review.ts';
 import { createVerdicts, type MemoryOptions } from './verdicts.ts';
 
 const start = 1_800_000_000_000;
-const options: MemoryOptions = { cacheTtlMs: 60_000, refusalTtlMs: 5_000, staleIfErrorMs: 300_000 };
+const options: MemoryOptions = { verification: 'review', cacheTtlMs: 60_000, refusalTtlMs: 5_000, staleIfErrorMs: 300_000 };
 const shut = { isOpen: () => false, report: () => {} };
 const quiet: Log = { info: () => {}, warn: () => {} };
 
@@ -62,7 +62,7 @@ describe('createVerdicts', () => {
   });
 
   it('keeps nothing where a time is zero or less', async () => {
-    const verdicts = createVerdicts({ cacheTtlMs: 0, refusalTtlMs: -1, staleIfErrorMs: 0 }, shut, quiet);
+    const verdicts = createVerdicts({ verification: 'review', cacheTtlMs: 0, refusalTtlMs: -1, staleIfErrorMs: 0 }, shut, quiet);
     await verdicts.ask('good', undefined, answering(accepted()));
     await verdicts.ask('bad', undefined, answering(refused));
     assert.equal(verdicts.recall('good'), undefined);

@@ -10,13 +10,14 @@ import type { Log } from './logger.ts';
 import type { Verdict } from './token-review.ts';
 
 export interface MemoryOptions {
+  readonly verification: 'review' | 'signature';
   readonly cacheTtlMs: number;
   readonly refusalTtlMs: number;
   readonly staleIfErrorMs: number;
 }
 
 /** A verdict, and where it came from. */
-export type Sourced = Verdict & { readonly source: 'cache' | 'review' | 'stale' };
+export type Sourced = Verdict & { readonly source: 'cache' | 'review' | 'signature' | 'stale' };
 
 type Accepted = Extract<Verdict, { outcome: 'accepted' }>;
 type Refused = Extract<Verdict, { outcome: 'refused' }>;
@@ -45,7 +46,7 @@ const maxWaitingOfOne = 100;
 const shareOfOne = 1 / 10;
 
 export function createVerdicts(options: MemoryOptions, breaker: Pick<Breaker, 'isOpen' | 'report'>, log: Log): Verdicts {
-  const { cacheTtlMs, refusalTtlMs, staleIfErrorMs } = options;
+  const { verification: source, cacheTtlMs, refusalTtlMs, staleIfErrorMs } = options;
   // Separate, so that a flood of bad tokens cannot push out good callers.
   const acceptances = createMemory<Accepted>(maxCallers);
   const refusals = createMemory<Refused>(maxRefusals);
@@ -62,7 +63,7 @@ export function createVerdicts(options: MemoryOptions, breaker: Pick<Breaker, 'i
   async function fly(key: string, spender: string | undefined, review: (budgetMs: number) => Promise<Verdict>): Promise<Sourced> {
     const deadlineMs = performance.now() + budgetMs;
     const limit = await places.take(spender, deadlineMs);
-    if (limit !== undefined) return { outcome: 'unavailable', reason: limit, source: 'review' };
+    if (limit !== undefined) return { outcome: 'unavailable', reason: limit, source };
     try {
       if (breaker.isOpen()) return withoutAsking(key);
       const askedAtMs = Date.now();
@@ -77,7 +78,7 @@ export function createVerdicts(options: MemoryOptions, breaker: Pick<Breaker, 'i
     if (verdict.outcome === 'unavailable') {
       if (!isNoFailure.has(verdict.reason)) breaker.report('failed');
       tell(verdict);
-      return acceptedStill(key) ?? { ...verdict, source: 'review' };
+      return acceptedStill(key) ?? { ...verdict, source };
     }
     breaker.report('answered');
     tell(undefined);
@@ -87,7 +88,7 @@ export function createVerdicts(options: MemoryOptions, breaker: Pick<Breaker, 'i
     } else if (Math.max(cacheTtlMs, staleIfErrorMs) > 0) {
       acceptances.keep(key, verdict.caller.serviceAccount, verdict, askedAtMs);
     }
-    return { ...verdict, source: 'review' };
+    return { ...verdict, source };
   }
 
   function acceptedStill(key: string): Sourced | undefined {
@@ -95,8 +96,7 @@ export function createVerdicts(options: MemoryOptions, breaker: Pick<Breaker, 'i
     return stale && { ...stale, source: 'stale' };
   }
 
-  const withoutAsking = (key: string): Sourced =>
-    acceptedStill(key) ?? { outcome: 'unavailable', reason: 'breaker_open', source: 'review' };
+  const withoutAsking = (key: string): Sourced => acceptedStill(key) ?? { outcome: 'unavailable', reason: 'breaker_open', source };
 
   function tell(trouble: { readonly reason: string; readonly detail?: string } | undefined): void {
     if ((trouble !== undefined) === isDown) return;
@@ -109,7 +109,7 @@ export function createVerdicts(options: MemoryOptions, breaker: Pick<Breaker, 'i
     prefix(audiences) {
       // Each with its length, so that no two lists read alike.
       const named = audiences.toSorted().map((audience) => `${audience.length}:${audience}`);
-      return `${processKey} review ${named.join('')} `;
+      return `${processKey} ${source} ${named.join('')} `;
     },
     key: (prefix, token) => hash('sha256', prefix + token, 'base64'),
     recall(key) {
@@ -127,7 +127,7 @@ export function createVerdicts(options: MemoryOptions, breaker: Pick<Breaker, 'i
         return mine;
       }
       const limit = places.wait(spender);
-      if (limit !== undefined) return { outcome: 'unavailable', reason: limit, source: 'review' };
+      if (limit !== undefined) return { outcome: 'unavailable', reason: limit, source };
       try {
         return await flight;
       } finally {
