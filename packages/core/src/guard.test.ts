@@ -406,6 +406,13 @@ describe('guard.ready', () => {
     await guard.ready();
   });
 
+  it('does not resolve any more once closed', async () => {
+    const guard = guardWith();
+    await guard.ready();
+    await guard.close();
+    await assert.rejects(guard.ready(), { name: 'ClusterError', message: /The guard is closed/ });
+  });
+
   it('prints the ClusterRoleBinding to apply where the permission is missing', async () => {
     const powerless = await authority.pod('secret-store/powerless', { reviews: false });
     await assert.rejects(guardWith({ apiServer: powerless.apiServer }).ready(), {
@@ -458,6 +465,7 @@ describe('mode observe', () => {
     const request = carrying('garbage');
     const guard = guardWith({ mode: 'observe' });
     await guard.check(request);
+    guard.discard(request);
     assert.deepEqual(guard.responseHeaders, {});
     assert.deepEqual(request.rawHeaders, ['X-Client-Id', 'garbage']);
   });

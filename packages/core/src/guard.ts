@@ -33,7 +33,7 @@ export interface Guard extends AsyncDisposable {
    * Resolves to undefined only when observing. Anything else it rejects with is a mistake in options or `allow`: a 500.
    */
   check(request: IncomingRequest, route?: string): Promise<Caller | undefined>;
-  /** Takes the token off a request that needs no decision, so that a public route does not see it either. */
+  /** Takes the token off a request that needs no decision, so that a public route does not see it either. Leaves it while observing. */
   discard(request: IncomingRequest): void;
   /** A guard for routes that decide something for themselves. Throws a TypeError on options that are not understood. */
   with(route: RouteGuard): Guard;
@@ -108,6 +108,7 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
   const audiences = new Set<string>();
   let isReady = false;
   let isWarned = false;
+  let isClosed = false;
 
   // The whole decision: read the token, recall a verdict, or screen and review it; is this caller allowed.
   async function decide(route: Route, prefix: string, request: IncomingRequest, asked: AskedFor): Promise<Ruling> {
@@ -187,7 +188,7 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
         if (!enforced) return undefined;
         throw ruling.outcome === 'refused' ? refusalError(ruling.code, request, header) : unavailableError(request);
       },
-      discard: (request) => void takeCredential(request, header, forwardToken),
+      discard: (request) => void takeCredential(request, header, forwardToken || !enforced),
       with: (own) => {
         refuseUnknown('a route’s guard', own, routeOptions);
         return guardRoute(readRoute(own, route));
@@ -226,13 +227,13 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
   }
 
   async function ready(signal?: AbortSignal): Promise<void> {
-    if (isReady) return;
+    if (isReady && !isClosed) return;
     try {
       await (signal === undefined ? askPermission() : Promise.race([askPermission(), aborted(signal)]));
     } catch (error) {
       const isOurs = error instanceof ApiServerError;
       const failure = isOurs ? new ClusterError({}, `Tokens cannot be reviewed (${error.reason}): ${error.message}`) : error;
-      if (!isWarned && failure instanceof Error) log.warn('not_ready', {}, failure.message);
+      if (!isWarned && !isClosed && failure instanceof Error) log.warn('not_ready', {}, failure.message);
       isWarned = true;
       throw failure;
     }
@@ -249,7 +250,7 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
   }
 
   async function close(): Promise<void> {
-    isWarned = true;
+    isClosed = true;
     breaker.close();
     apiServer.close();
   }
