@@ -26,6 +26,14 @@ export interface Decision {
   readonly durationMs: number;
 }
 
+/** How a request was decided, before it becomes an event. */
+export type Ruling = Pick<Decision, 'source'> &
+  (
+    | { readonly outcome: 'allowed'; readonly caller: Caller }
+    | { readonly outcome: 'refused'; readonly code: AuthCode; readonly reason: string; readonly detail?: string; readonly caller?: Caller }
+    | { readonly outcome: 'unavailable'; readonly reason: string; readonly detail?: string }
+  );
+
 /** Subscribe with `diagnostics_channel.subscribe(decisionChannel, …)`. A subscriber that throws ends the process. */
 export const decisionChannel = 'k8s-sa-auth:decision';
 
@@ -36,9 +44,11 @@ const messages = {
   unavailable: ['Request answered 503: nobody knows who is calling', 'Request not decided: nobody knows who is calling'],
 } as const;
 
-export function reportDecision(decision: Decision, log: Log): void {
+/** Publishes a ruling with what it was about, and logs it unless all is well. */
+export function reportDecision(ruling: Ruling, about: Pick<Decision, 'enforced' | 'audiences' | 'request' | 'durationMs'>, log: Log): void {
+  const decision: Decision = { ...ruling, ...(ruling.outcome === 'unavailable' && { code: 'review_unavailable' }), ...about };
   if (decisions.hasSubscribers) decisions.publish(decision);
-  if (decision.outcome === 'allowed') return;
+  if (ruling.outcome === 'allowed') return;
   const { caller, ...rest } = decision;
-  log.info({ ...rest, ...(caller && { caller: caller.serviceAccount }) }, messages[decision.outcome][decision.enforced ? 0 : 1]);
+  log.info({ ...rest, ...(caller && { caller: caller.serviceAccount }) }, messages[ruling.outcome][about.enforced ? 0 : 1]);
 }

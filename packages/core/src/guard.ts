@@ -1,11 +1,10 @@
 // How a request is decided: the page to open first.
 
-import { ApiServerError, connectApiServer } from './api-server.ts';
+import { connectApiServer } from './api-server.ts';
 import { createBreaker } from './breaker.ts';
 import { type AskedFor, type Caller, formatUsername } from './caller.ts';
 import { type IncomingRequest, refusalError, responseHeadersFor, takeCredential, unavailableError } from './credential.ts';
-import { type Decision, reportDecision } from './decision.ts';
-import { type AuthCode, ClusterError } from './errors.ts';
+import { type Ruling, reportDecision } from './decision.ts';
 import { createLog } from './logger.ts';
 import {
   connectionOptions,
@@ -18,10 +17,10 @@ import {
   type RouteGuard,
   routeOptions,
 } from './options.ts';
+import { createReadiness } from './readiness.ts';
 import { type Claims, screen as screenClaims } from './screening.ts';
-import { aborted } from './service-client.ts';
 import { createSigningKeys } from './signing-keys.ts';
-import { mayReviewTokens, permissionHint, refuseApiServerAudience, reviewToken } from './token-review.ts';
+import { mayReviewTokens, reviewToken } from './token-review.ts';
 import { createVerdicts, type Sourced } from './verdicts.ts';
 import { createVerification } from './verification.ts';
 
@@ -73,21 +72,7 @@ function pickRoute(options: GuardOptions): RouteGuard {
   return Object.fromEntries(picked) as RouteGuard;
 }
 
-type Source = Decision['source'];
-type Ruling =
-  | { readonly outcome: 'allowed'; readonly caller: Caller; readonly source: Source }
-  | {
-      readonly outcome: 'refused';
-      readonly code: AuthCode;
-      readonly reason: string;
-      readonly detail?: string;
-      readonly caller?: Caller;
-      readonly source: Source;
-    }
-  | { readonly outcome: 'unavailable'; readonly reason: string; readonly detail?: string; readonly source: Source };
-
 const observeMs = 250;
-const readyMs = 5_000;
 const trialMs = 3_000;
 
 function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
@@ -106,9 +91,7 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
   // By signature nobody is asked about a token, so there is nothing to stop asking.
   const verdicts = createVerdicts(memory, isBySignature ? { isOpen: () => false, report: () => {} } : breaker, log);
   const audiences = new Set<string>();
-  let isReady = false;
-  let isWarned = false;
-  let isClosed = false;
+  const readiness = createReadiness(memory.verification, apiServer, signingKeys, audiences, log);
 
   // The whole decision: read the token, recall a verdict, or screen and review it; is this caller allowed.
   async function decide(route: Route, prefix: string, request: IncomingRequest, asked: AskedFor): Promise<Ruling> {
@@ -172,18 +155,17 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
     const prefix = verdicts.prefix(route.audiences);
     for (const audience of route.audiences) audiences.add(audience);
     const enforced = route.mode === 'enforce';
-    if (!enforced)
-      log.warn(
-        'observing',
-        { audiences: route.audiences },
-        `The guard for ${route.audiences.join(', ')} only observes: nothing is refused`,
-      );
-    const guard: Guard = {
+    if (!enforced) {
+      const { audiences: named } = route;
+      log.warn('observing', { audiences: named }, `The guard for ${named.join(', ')} only observes: nothing is refused`);
+    }
+    return {
       async check(request, pattern) {
         const startedMs = performance.now();
         const asked: AskedFor = { method: request.method ?? 'GET', route: pattern };
         const ruling = await (enforced ? decide : observe)(route, prefix, request, asked);
-        report(ruling, asked, performance.now() - startedMs);
+        const durationMs = performance.now() - startedMs;
+        reportDecision(ruling, { enforced, audiences: route.audiences, request: asked, durationMs }, log);
         if (ruling.outcome === 'allowed') return ruling.caller;
         if (!enforced) return undefined;
         throw ruling.outcome === 'refused' ? refusalError(ruling.code, request, header) : unavailableError(request);
@@ -194,63 +176,14 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
         return guardRoute(readRoute(own, route));
       },
       responseHeaders: enforced ? responseHeadersFor(header) : {},
-      ready,
+      ready: (signal) => readiness.ready(signal),
       close,
       [Symbol.asyncDispose]: close,
     };
-
-    function report(ruling: Ruling, request: AskedFor, durationMs: number): void {
-      const { outcome, source, caller, reason, detail, code } = {
-        reason: undefined,
-        detail: undefined,
-        caller: undefined,
-        code: undefined,
-        ...ruling,
-      };
-      reportDecision(
-        {
-          outcome,
-          enforced,
-          ...(outcome === 'unavailable' ? { code: 'review_unavailable' } : code && { code }),
-          ...(reason && { reason }),
-          ...(detail && { detail }),
-          ...(caller && { caller }),
-          audiences: route.audiences,
-          request,
-          source,
-          durationMs,
-        },
-        log,
-      );
-    }
-    return guard;
-  }
-
-  async function ready(signal?: AbortSignal): Promise<void> {
-    if (isReady && !isClosed) return;
-    try {
-      await (signal === undefined ? askPermission() : Promise.race([askPermission(), aborted(signal)]));
-    } catch (error) {
-      const isOurs = error instanceof ApiServerError;
-      const failure = isOurs ? new ClusterError({}, `Tokens cannot be reviewed (${error.reason}): ${error.message}`) : error;
-      if (!isWarned && !isClosed && failure instanceof Error) log.warn('not_ready', {}, failure.message);
-      isWarned = true;
-      throw failure;
-    }
-    isReady = true;
-  }
-
-  async function askPermission(): Promise<void> {
-    await refuseApiServerAudience(apiServer, audiences);
-    const hasKeys = await signingKeys.load();
-    if (isBySignature && hasKeys) return;
-    if (isBySignature) throw new ApiServerError('no_signing_keys', "verification: 'signature' needs them, from /openid/v1/jwks");
-    if (await mayReviewTokens(apiServer, readyMs)) return;
-    throw new ClusterError({}, permissionHint((await apiServer.ownClaims())?.identity));
   }
 
   async function close(): Promise<void> {
-    isClosed = true;
+    readiness.close();
     breaker.close();
     apiServer.close();
   }

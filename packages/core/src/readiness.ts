@@ -1,0 +1,58 @@
+// Whether this service may verify tokens, asked of the cluster, and what to mend where it may not.
+
+import { type ApiServerConnection, ApiServerError } from './api-server.ts';
+import { ClusterError } from './errors.ts';
+import type { Log } from './logger.ts';
+import { aborted } from './service-client.ts';
+import type { SigningKeys } from './signing-keys.ts';
+import { mayReviewTokens, permissionHint, refuseApiServerAudience } from './token-review.ts';
+
+const askMs = 5_000;
+
+export interface Readiness {
+  ready(signal?: AbortSignal): Promise<void>;
+  close(): void;
+}
+
+/** `audiences` may grow: those of routes that are declared later are looked at too. */
+export function createReadiness(
+  verification: 'review' | 'signature',
+  apiServer: ApiServerConnection,
+  signingKeys: SigningKeys,
+  audiences: Iterable<string>,
+  log: Log,
+): Readiness {
+  let state: 'unknown' | 'warned' | 'ready' | 'closed' = 'unknown';
+
+  async function ask(): Promise<void> {
+    await refuseApiServerAudience(apiServer, audiences);
+    const hasKeys = await signingKeys.load();
+    if (verification === 'signature') {
+      if (!hasKeys) throw new ApiServerError('no_signing_keys', "verification: 'signature' needs them, from /openid/v1/jwks");
+    } else if (!(await mayReviewTokens(apiServer, askMs))) {
+      throw new ClusterError({}, permissionHint((await apiServer.ownClaims())?.identity));
+    }
+  }
+
+  return {
+    async ready(signal) {
+      // Once true it stays true until closed: an outage must not take every replica out of service.
+      if (state === 'ready') return;
+      try {
+        await (signal === undefined ? ask() : Promise.race([ask(), aborted(signal)]));
+        if (state !== 'closed') state = 'ready';
+      } catch (error) {
+        const isTheirs = error instanceof ApiServerError;
+        const failure = isTheirs ? new ClusterError({}, `Tokens cannot be reviewed (${error.reason}): ${error.message}`) : error;
+        if (state === 'unknown' && failure instanceof Error) {
+          state = 'warned';
+          log.warn('not_ready', {}, failure.message);
+        }
+        throw failure;
+      }
+    },
+    close() {
+      state = 'closed';
+    },
+  };
+}
