@@ -129,3 +129,10 @@ function closing({ headers }: IncomingRequest): Record<string, string> {
 export function responseHeadersFor(header: TokenHeader): Readonly<Record<string, string>> {
   return Object.freeze(header === 'x-client-id' ? { 'cache-control': 'private', vary: 'X-Client-Id' } : {});
 }
+
+/** Whether an answer refuses the token itself, so that a newer one could help; a caller who may not call is refused for good. */
+export function refusesToken(status: number, challenge: string | readonly string[] | null | undefined): boolean {
+  if (status !== 401 && status !== 403) return false;
+  const [, error] = /\berror="?(\w+)/.exec(String(challenge)) ?? [];
+  return error === 'invalid_token' || (status === 401 && error !== 'caller_not_allowed' && error !== 'insufficient_scope');
+}

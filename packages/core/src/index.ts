@@ -12,9 +12,10 @@ export { type AuthCode, AuthError, ClusterError, TokenFileError, type TokenFileC
 export {
   type ClientOptions,
   createServiceClient,
-  fetchFor,
   type ServiceClient,
   type Target,
   type TargetOptions,
   type TargetStatus,
 } from './service-client.ts';
+export { fetchFor } from './service-fetch.ts';
+export { type TokenReload, tokenReloadChannel } from './token-file.ts';

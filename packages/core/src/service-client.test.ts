@@ -6,7 +6,8 @@ import { inspect } from 'node:util';
 
 import { type Authority, createAuthority, type Pod } from '@k8s-sa-auth/testing';
 
-import { type ClientOptions, createServiceClient, fetchFor, type ServiceClient, type TargetOptions } from './service-client.ts';
+import { type ClientOptions, createServiceClient, type ServiceClient, type TargetOptions } from './service-client.ts';
+import { fetchFor } from './service-fetch.ts';
 
 interface Arrived {
   readonly method: string | undefined;

@@ -1,10 +1,9 @@
-// How a token gets onto an outgoing request, and where it may not go.
-
-import type { ServerResponse } from 'node:http';
+// The services that this process calls: their origins, their token files, and what can be asked of them.
 
 import { formatCredential, type TokenHeader } from './credential.ts';
 import { createLog, type Logger } from './logger.ts';
 import { refuseUnknown } from './options.ts';
+import { createServiceFetch } from './service-fetch.ts';
 import { createTokenFile, type TokenFile } from './token-file.ts';
 
 export interface TargetOptions {
@@ -55,7 +54,8 @@ export interface ServiceClient extends AsyncDisposable {
   close(): Promise<void>;
 }
 
-interface NamedTarget extends Target {
+/** A target as the client's own fetch and the interceptor see it. */
+export interface NamedTarget extends Target {
   readonly header: TokenHeader;
   readonly file: TokenFile;
 }
@@ -119,24 +119,6 @@ export function createServiceClient(options: ClientOptions): ServiceClient {
   return client;
 }
 
-/** The client's fetch for one incoming request: what it called is cancelled when its caller hangs up before the response is finished. */
-export function fetchFor(response: ServerResponse, serviceFetch: typeof fetch): typeof fetch {
-  let gone: AbortController | undefined;
-  return (input, init) => {
-    if (gone === undefined) {
-      const controller = new AbortController();
-      gone = controller;
-      const abort = (): void => {
-        if (!response.writableFinished) controller.abort(new DOMException('The caller hung up', 'AbortError'));
-      };
-      if (response.closed) abort();
-      else response.once('close', abort);
-    }
-    const signal = init?.signal ?? (typeof input === 'object' && 'signal' in input ? input.signal : undefined);
-    return serviceFetch(input, { ...init, signal: signal ? AbortSignal.any([signal, gone.signal]) : gone.signal });
-  };
-}
-
 /** Rejects when the signal aborts, with its reason. */
 export function aborted(signal: AbortSignal): Promise<never> {
   return new Promise((_resolve, reject) => {
@@ -177,56 +159,4 @@ function statusOf({ origins, file }: NamedTarget): TargetStatus {
     ...(reloadedAtMs !== undefined && { reloadedAt: new Date(reloadedAtMs) }),
     ...(error && { error: error.message }),
   };
-}
-
-const maxRedirects = 20;
-
-function createServiceFetch(target: (url: string) => NamedTarget, chosen: typeof fetch | undefined): typeof fetch {
-  return async (input, init) => {
-    const send = chosen ?? fetch;
-    const isRequest = typeof input === 'object' && 'url' in input;
-    let url = new URL(isRequest ? input.url : input);
-    const { header, file } = target(url.href);
-    const { origin } = url;
-    const follow = (init?.redirect ?? (isRequest ? input.redirect : 'follow')) === 'follow';
-
-    const sent = new Headers(init?.headers ?? (isRequest ? input.headers : undefined));
-    let next: RequestInit = { ...init, ...(follow && { redirect: 'manual' as const }) };
-    for (let redirects = 0; ; redirects++) {
-      sent.set(header, formatCredential(await file.token(), header));
-      const answer = await send(redirects === 0 && isRequest ? input : url.href, { ...next, headers: sent });
-      const location = follow && isRedirect(answer.status) ? answer.headers.get('location') : null;
-      if (location === null) return answer;
-
-      url = new URL(location, url);
-      if (url.origin !== origin) {
-        await answer.body?.cancel();
-        throw new TypeError(
-          `${origin} redirects to ${url.origin}: a token for one origin is not taken to another. Call that origin by its own target`,
-        );
-      }
-      if (redirects === maxRedirects) throw new TypeError(`${origin} redirects more than ${maxRedirects} times`);
-      await answer.body?.cancel();
-      next = redirected(answer.status, sent, next, isRequest ? input : undefined);
-    }
-  };
-}
-
-const isRedirect = (status: number): boolean => [301, 302, 303, 307, 308].includes(status);
-
-// https://fetch.spec.whatwg.org/#http-redirect-fetch: which requests become a GET, and which body can be sent again.
-function redirected(status: number, sent: Headers, init: RequestInit, request: Request | undefined): RequestInit {
-  const method = (init.method ?? request?.method ?? 'GET').toUpperCase();
-  const signal = init.signal ?? request?.signal;
-  const base: RequestInit = { ...init, method, ...(signal && { signal }) };
-  if (((status === 301 || status === 302) && method === 'POST') || (status === 303 && method !== 'GET' && method !== 'HEAD')) {
-    for (const name of ['content-encoding', 'content-language', 'content-location', 'content-type', 'content-length']) sent.delete(name);
-    const { body: _body, ...rest } = base;
-    return { ...rest, method: 'GET' };
-  }
-  const body = init.body ?? request?.body;
-  if (body instanceof ReadableStream || (typeof body === 'object' && body !== null && Symbol.asyncIterator in body)) {
-    throw new TypeError(`A redirect with status ${status} needs the body once more, and a stream cannot be sent again`);
-  }
-  return base;
 }

@@ -1,10 +1,11 @@
 // How the kubelet hands a token over and how it changes: projected volumes, the `..data` swap, reload, expiry.
 
+import { channel } from 'node:diagnostics_channel';
 import { constants, watch, type FSWatcher } from 'node:fs';
 import { type FileHandle, open } from 'node:fs/promises';
 import { basename, dirname, isAbsolute, join, resolve as resolvePath } from 'node:path';
 
-import { TokenFileError } from './errors.ts';
+import { type TokenFileCode, TokenFileError } from './errors.ts';
 import type { Log } from './logger.ts';
 import { type Claims, maxTokenLength, parseJwt, readClaims } from './screening.ts';
 
@@ -82,12 +83,30 @@ export function claimsOf(token: string): Claims | undefined {
   return jwt && readClaims(jwt);
 }
 
+/** One reload of a token file: what is published on the `node:diagnostics_channel` named `k8s-sa-auth:token-reload`. Never holds a token. */
+export interface TokenReload {
+  /** The path as this process sees it. */
+  readonly tokenFile: string;
+  /** Why it failed; absent where it did not. */
+  readonly code?: TokenFileCode;
+  /** Of the token that is sent from now on: after a failure the last good one, if there is one. */
+  readonly audience?: string;
+  readonly expiresAt?: Date;
+}
+
+/** Subscribe with `diagnostics_channel.subscribe(tokenReloadChannel, …)`. A subscriber that throws ends the process. */
+export const tokenReloadChannel = 'k8s-sa-auth:token-reload';
+
+const reloads = channel(tokenReloadChannel);
+
 export interface TokenFile {
   readonly path: string;
   /** The live token, without waiting; undefined if there is none (yet). No disk access. */
   peek(): string | undefined;
   /** The live token. Waits up to 10 s for a file that was never there. Throws a TokenFileError. */
   token(): Promise<string>;
+  /** After `refused` was refused: the live token if that is another one by now. Looks at the file again, at most once a second. */
+  tokenAfter(refused: string): Promise<string | undefined>;
   status(): {
     readonly loaded: LoadedToken | undefined;
     readonly reloadedAtMs: number | undefined;
@@ -100,6 +119,7 @@ const reloadEveryMs = 300_000;
 const retryMs = 10_000;
 const firstWaitMs = 10_000;
 const pollMs = 100;
+const lookAgainMs = 1_000;
 
 /** Follows a token file. Returns at once; the first load is under way. Neither its watcher nor its timer keeps the process alive. */
 export function createTokenFile(file: string, log: Log): TokenFile {
@@ -108,14 +128,17 @@ export function createTokenFile(file: string, log: Log): TokenFile {
   let reloadedAtMs: number | undefined;
   let reloadAtMs = 0;
   let error: TokenFileError | undefined;
+  let warned = false;
   let loading: Promise<void> | undefined;
   let changed = false;
   let firstWait: Promise<void> | undefined;
+  let stopWaiting = (): void => {};
+  let lookedAt = -Infinity;
   let watcher: FSWatcher | undefined;
   let timer: NodeJS.Timeout | undefined;
   let closed = false;
 
-  const live = (): LoadedToken | undefined => (loaded !== undefined && Date.now() < loaded.expiresAtMs ? loaded : undefined);
+  const live = (now = Date.now()): LoadedToken | undefined => (loaded !== undefined && now < loaded.expiresAtMs ? loaded : undefined);
 
   function reload(): Promise<void> {
     changed = loading !== undefined;
@@ -132,16 +155,35 @@ export function createTokenFile(file: string, log: Log): TokenFile {
       if (Date.now() >= next.expiresAtMs) throw expired(path, next.expiresAtMs);
       loaded = next;
       reloadedAtMs = Date.now();
-      if (error !== undefined) log.info({ tokenFile: path }, `The token in ${path} can be sent again`);
       error = undefined;
     } catch (cause) {
       if (!(cause instanceof TokenFileError)) throw cause;
-      if (error === undefined && loaded !== undefined) {
-        log.warn('token_file', { tokenFile: path, code: cause.code }, `${cause.message}. The last good token is sent while it lives`);
-      }
       error = cause;
     }
+    if (closed) return;
     schedule();
+    report();
+  }
+
+  function report(): void {
+    const { audience, expiresAtMs } = loaded ?? {};
+    if (reloads.hasSubscribers) {
+      const event: TokenReload = {
+        tokenFile: path,
+        ...(error && { code: error.code }),
+        ...(audience !== undefined && { audience }),
+        ...(expiresAtMs !== undefined && { expiresAt: new Date(expiresAtMs) }),
+      };
+      reloads.publish(event);
+    }
+    if (error === undefined) {
+      if (warned) log.info({ tokenFile: path }, `The token in ${path} can be sent again`);
+      warned = false;
+    } else if (!warned && loaded !== undefined) {
+      warned = true;
+      const kept = live() === undefined ? '' : '. The last good token is sent while it lives';
+      log.warn('token_file', { tokenFile: path, code: error.code }, error.message + kept);
+    }
   }
 
   // Before expiry, from when 20 % of its life is left (the kubelet rotates at 80 %), and every 5 minutes: a subPath mount never tells.
@@ -154,18 +196,19 @@ export function createTokenFile(file: string, log: Log): TokenFile {
     }
     reloadAtMs = now + waitMs;
     clearTimeout(timer);
-    if (closed) return;
     timer = setTimeout(() => void reload(), waitMs).unref();
     follow();
   }
 
   // The kubelet renames `..data` in the directory; the file itself is a symlink that never changes. A directory that is not there yet is
-  // followed from a later load on.
+  // followed from a later load on, and so is one that was removed or renamed, which its watcher tells by the directory's own name.
   function follow(): void {
     if (watcher !== undefined) return;
+    const directory = dirname(path);
     try {
-      watcher = watch(dirname(path), { persistent: false }, (_event, name) => {
-        if (name === null || name === '..data' || name === basename(path)) void reload();
+      watcher = watch(directory, { persistent: false }, (_event, name) => {
+        if (name === basename(directory)) unfollow();
+        if (name === null || ['..data', basename(path), basename(directory)].includes(name)) void reload();
       });
       watcher.on('error', unfollow);
     } catch {
@@ -183,9 +226,19 @@ export function createTokenFile(file: string, log: Log): TokenFile {
       await reload();
       // Only a file that is not there can be late; one with the wrong thing in it will not mend itself.
       if (error?.code !== 'token_file_unreadable') return;
-      await new Promise((resolve) => setTimeout(resolve, pollMs));
+      await new Promise<void>((resolve) => {
+        const poll = setTimeout(resolve, pollMs);
+        stopWaiting = () => {
+          clearTimeout(poll);
+          resolve();
+        };
+      });
     }
   }
+
+  const refuseClosed = (): void => {
+    if (closed) throw new TokenFileError('token_file_unreadable', path, `The client that reads ${path} is closed`);
+  };
 
   void reload();
 
@@ -193,23 +246,38 @@ export function createTokenFile(file: string, log: Log): TokenFile {
     path,
     peek() {
       if (closed) return undefined;
-      if (Date.now() >= reloadAtMs && loaded !== undefined) void reload();
-      return live()?.token;
+      const now = Date.now();
+      if (now >= reloadAtMs && loaded !== undefined) void reload();
+      return live(now)?.token;
     },
     async token() {
-      if (closed) throw new TokenFileError('token_file_unreadable', path, `The client that reads ${path} is closed`);
+      refuseClosed();
       const token = this.peek();
       if (token !== undefined) return token;
       if (loaded === undefined) await (firstWait ??= waitForFirst());
-      if (live() === undefined) await reload();
+      if (live() === undefined && !closed) await reload();
+      refuseClosed();
       const current = live();
       if (current !== undefined) return current.token;
       throw error ?? expired(path, loaded?.expiresAtMs ?? 0);
+    },
+    async tokenAfter(refused) {
+      if (this.peek() === refused) {
+        if (performance.now() - lookedAt >= lookAgainMs) {
+          lookedAt = performance.now();
+          void reload();
+        }
+        // The load under way may have begun before a swap; the one that follows it did not.
+        while (loading !== undefined) await loading;
+      }
+      const current = this.peek();
+      return current === refused ? undefined : current;
     },
     status: () => ({ loaded, reloadedAtMs, error }),
     close() {
       closed = true;
       clearTimeout(timer);
+      stopWaiting();
       unfollow();
     },
   };
@@ -219,6 +287,6 @@ function expired(path: string, expiresAtMs: number): TokenFileError {
   return new TokenFileError(
     'token_expired',
     path,
-    `The token in ${path} expired at ${new Date(expiresAtMs).toISOString()}. The kubelet has not rotated it: is the pod terminating, or the volume mounted with subPath?`,
+    `The token in ${path} expired at ${new Date(expiresAtMs).toISOString()}, and it is ${new Date().toISOString()}. The kubelet has not rotated it: is the pod terminating, the volume mounted with subPath, or the clock off?`,
   );
 }

@@ -1,64 +1,205 @@
 // The token on requests made with undici 7 or 8. An entry of its own: only its users need undici's types. Imports no undici.
 
+import type { Duplex } from 'node:stream';
+
 import type { Dispatcher } from 'undici';
 
-import { formatCredential } from './credential.ts';
-import { type ServiceClient, targetFinder } from './service-client.ts';
+import { formatCredential, refusesToken } from './credential.ts';
+import { type NamedTarget, type ServiceClient, targetFinder } from './service-client.ts';
+import { canSendAgain } from './service-fetch.ts';
 
 /**
- * An undici interceptor that puts a target's token on every request to its origins and lets all else pass untouched.
+ * An undici interceptor that puts a target's token on every request to its origins and lets all else pass untouched. Where a service
+ * refuses the token and the file has a newer one, the request is sent once more, unless its body is a stream or an iterable. Without a
+ * token that may be sent, requests fail with a TokenFileError. Throws a TypeError on what `createServiceClient` did not make.
  *
  * It looks at the origin of each dispatch, so list it after `dns()` (which turns origins into addresses) and before `redirect()`
- * (so that each hop is looked at): `agent.compose(dns(), createInterceptor(client), redirect())`. Listed after `redirect()` it turns
- * redirects of named origins off, since that interceptor would carry the token along: the 3xx is the answer.
+ * (so that each hop is looked at): `agent.compose(dns(), createInterceptor(client), redirect())`. A redirect from one target to another
+ * carries nothing. Listed after `redirect()` it turns redirects of named origins off, since that interceptor would carry the token
+ * along: the 3xx is the answer.
  */
 export function createInterceptor(client: ServiceClient): Dispatcher.DispatcherComposeInterceptor {
   const findTarget = targetFinder(client);
-  return (dispatch) => (options, handler) => {
-    const target = options.origin === undefined ? undefined : findTarget(originOf(options.origin));
-    if (target === undefined) return dispatch(options, handler);
+  const targetOf = (origin: string | URL | null | undefined): NamedTarget | undefined =>
+    typeof origin === 'string' ? (findTarget(origin) ?? findTarget(URL.parse(origin)?.origin ?? '')) : findTarget(origin?.origin ?? '');
 
-    const { header, file } = target;
-    const send = (token: string): boolean =>
-      dispatch({ ...options, headers: replaceHeader(options.headers, header, formatCredential(token, header)), ...noRedirect }, handler);
+  // A Client or Pool sends to its own origin, whatever the request says. Undici 8 tells it, and null for a pool of several.
+  return (dispatch: Dispatcher.Dispatch, ownOrigin?: string | null) => {
+    const chain: Chain = { dispatch, ending: undefined };
 
-    const token = file.peek();
-    if (token !== undefined) return send(token);
-    file
-      .token()
-      .then(send)
-      .catch((error: Error) => handler.onResponseError?.(inertController(error), error));
-    return true;
+    return (options, handler) => {
+      const target = targetOf(ownOrigin === undefined ? options.origin : ownOrigin);
+      const isRedirect = chain.ending !== undefined && chain.ending !== target;
+      // Without a slash, a proxy could take the path for a part of the host.
+      if (target === undefined || isRedirect || options.path?.startsWith('/') !== true) return dispatch(options, handler);
+
+      const token = target.file.peek();
+      if (token !== undefined) return send(chain, target, token, options, handler, canSendAgain(options.body));
+      target.file
+        .token()
+        .then((late) => send(chain, target, late, options, handler, canSendAgain(options.body)))
+        .catch((error: Error) => handler.onResponseError?.(inertController(error), error));
+      return true;
+    };
   };
 }
 
-// Read by an inner redirect(); an outer one has taken it off already. Not among the types of DispatchOptions.
-const noRedirect = { maxRedirections: 0 };
+/** What the requests through one composed dispatcher share. */
+interface Chain {
+  readonly dispatch: Dispatcher.Dispatch;
+  /** The target whose response is just ending: what is dispatched from within that end is a redirect that it asked for. */
+  ending: NamedTarget | undefined;
+}
 
-function originOf(origin: string | URL): string {
-  return typeof origin === 'string' ? (URL.parse(origin)?.origin ?? origin) : origin.origin;
+type Options = Dispatcher.DispatchOptions;
+type Handler = Dispatcher.DispatchHandler;
+type Controller = Dispatcher.DispatchController;
+type ResponseHeaders = Parameters<NonNullable<Handler['onResponseStart']>>[2];
+
+function send(chain: Chain, target: NamedTarget, token: string, options: Options, handler: Handler, mayAgain: boolean): boolean {
+  const headers = withHeader(options.headers, target.header, formatCredential(token, target.header));
+  // Read by an inner redirect(); an outer one has taken it off already. Not among the types of DispatchOptions.
+  const sent = { ...options, headers, maxRedirections: 0 };
+  return chain.dispatch(sent, new Relay(chain, target, sent, handler, mayAgain ? token : undefined));
 }
 
 type Headers = Dispatcher.DispatchOptions['headers'];
 
-// Headers come as an object, a flat array of names and values, an iterable of pairs (`Headers`, `Map`), or not at all.
-function replaceHeader(headers: Headers, name: string, value: string): string[] {
-  const flat: string[] = [name, value];
-  const add = (key: string, item: unknown): void => {
-    if (item === undefined || item === null || key.toLowerCase() === name) return;
-    for (const one of Array.isArray(item) ? item : [item]) flat.push(key, String(one));
-  };
-  if (Array.isArray(headers)) {
-    for (let at = 0; at < headers.length; at += 2) add(String(headers[at]), headers[at + 1]);
-  } else if (headers && Symbol.iterator in headers) {
-    for (const [key, item] of headers) add(key, item);
-  } else {
-    for (const [key, item] of Object.entries(headers ?? {})) add(key, item);
+// Headers come as an object, a flat array of names and values, an iterable of pairs (`Headers`, `Map`), or not at all. They are copied:
+// those of a request that is sent again must not have been used up.
+function withHeader(headers: Headers, name: string, value: string): Record<string, string | string[] | undefined> | string[] {
+  const isName = (key: string): boolean => key.length === name.length && key.toLowerCase() === name;
+  if (headers && Symbol.iterator in headers) {
+    const flat = [name, value];
+    const pairs = Array.isArray(headers) && !Array.isArray(headers[0]) ? pairsOf(headers) : (headers as Iterable<[string, string]>);
+    for (const [key, item] of pairs) if (!isName(key)) flat.push(key, item);
+    return flat;
   }
-  return flat;
+  const own = { ...headers } as Record<string, string | string[] | undefined>;
+  for (const key in own) if (isName(key)) delete own[key];
+  own[name] = value;
+  return own;
+}
+
+function* pairsOf(flat: readonly string[]): Generator<[string, string]> {
+  for (let at = 0; at < flat.length; at += 2) yield [flat[at], flat[at + 1]] as [string, string];
+}
+
+const maxDroppedBytes = 65_536;
+
+/** A response that refuses the token. */
+interface Refusal {
+  /** What the handler would be told, while we look for a newer token; then nothing. */
+  held: (() => void)[] | undefined;
+  isOver: boolean;
+  /** Once the request has been sent again, the refusal is read to its end, for the sake of its connection, and nobody is told. */
+  droppedBytes: number | undefined;
+}
+
+/** Hands everything on to a handler; a refusal of the token only once it is known that there is no newer one. */
+class Relay implements Handler {
+  readonly #chain: Chain;
+  readonly #target: NamedTarget;
+  readonly #options: Options;
+  readonly #handler: Handler;
+  readonly #token: string | undefined;
+  #refusal: Refusal | undefined;
+
+  /** `token` is the one that was sent, if the request can be sent once more with a newer one. */
+  constructor(chain: Chain, target: NamedTarget, options: Options, handler: Handler, token: string | undefined) {
+    this.#chain = chain;
+    this.#target = target;
+    this.#options = options;
+    this.#handler = handler;
+    this.#token = token;
+  }
+
+  onRequestStart(controller: Controller, context: unknown): void {
+    this.#handler.onRequestStart?.(controller, context);
+  }
+
+  onBodySent(chunk: Buffer): void {
+    this.#handler.onBodySent?.(chunk);
+  }
+
+  onRequestSent(): void {
+    this.#handler.onRequestSent?.();
+  }
+
+  onResponseStarted(): void {
+    this.#handler.onResponseStarted?.();
+  }
+
+  onRequestUpgrade(controller: Controller, statusCode: number, headers: ResponseHeaders, socket: Duplex): void {
+    this.#handler.onRequestUpgrade?.(controller, statusCode, headers, socket);
+  }
+
+  onResponseStart(controller: Controller, statusCode: number, headers: ResponseHeaders, statusMessage?: string): void {
+    if (this.#token === undefined || !refusesToken(statusCode, headers['www-authenticate'])) {
+      this.#handler.onResponseStart?.(controller, statusCode, headers, statusMessage);
+      return;
+    }
+    controller.pause();
+    const start = (): void => this.#handler.onResponseStart?.(controller, statusCode, headers, statusMessage);
+    this.#refusal = { held: [start], isOver: false, droppedBytes: undefined };
+    void this.#decide(controller, this.#refusal, this.#token);
+  }
+
+  onResponseData(controller: Controller, chunk: Buffer): void {
+    const refusal = this.#refusal;
+    if (refusal?.held !== undefined) {
+      refusal.held.push(() => this.#handler.onResponseData?.(controller, chunk));
+    } else if (refusal?.droppedBytes === undefined) {
+      this.#handler.onResponseData?.(controller, chunk);
+    } else {
+      refusal.droppedBytes += chunk.length;
+      if (refusal.droppedBytes > maxDroppedBytes) controller.abort(new Error('The refusal is too long to be read'));
+    }
+  }
+
+  onResponseEnd(controller: Controller, trailers: ResponseHeaders): void {
+    const refusal = this.#refusal;
+    if (refusal !== undefined) refusal.isOver = true;
+    if (refusal?.held !== undefined) refusal.held.push(() => this.#end(controller, trailers));
+    else if (refusal?.droppedBytes === undefined) this.#end(controller, trailers);
+  }
+
+  onResponseError(controller: Controller, error: Error): void {
+    if (this.#refusal !== undefined) this.#refusal.held = undefined;
+    if (this.#refusal?.droppedBytes === undefined) this.#handler.onResponseError?.(controller, error);
+  }
+
+  #end(controller: Controller, trailers: ResponseHeaders): void {
+    this.#chain.ending = this.#target;
+    try {
+      this.#handler.onResponseEnd?.(controller, trailers);
+    } finally {
+      this.#chain.ending = undefined;
+    }
+  }
+
+  // The refusal may fail meanwhile, or end in spite of the pause. What the handler throws is an error of the request, as in undici.
+  async #decide(controller: Controller, refusal: Refusal, refused: string): Promise<void> {
+    try {
+      const newer = await this.#target.file.tokenAfter(refused);
+      const { held } = refusal;
+      if (held === undefined) return;
+      refusal.held = undefined;
+      if (newer === undefined) {
+        for (const step of held) step();
+      } else {
+        refusal.droppedBytes = 0;
+        send(this.#chain, this.#target, newer, this.#options, this.#handler, false);
+      }
+      controller.resume();
+    } catch (error) {
+      if (refusal.isOver) this.onResponseError(controller, error as Error);
+      else controller.abort(error as Error);
+    }
+  }
 }
 
 // A request that was never dispatched cannot be paused or aborted.
-function inertController(reason: Error): Dispatcher.DispatchController {
+function inertController(reason: Error): Controller {
   return { aborted: true, paused: false, reason, abort: () => {}, pause: () => {}, resume: () => {} };
 }
