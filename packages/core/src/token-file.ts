@@ -223,7 +223,7 @@ export function createTokenFile(file: string, log: Log): TokenFile {
 
   async function waitForFirst(): Promise<void> {
     for (let waitedMs = 0; waitedMs < firstWaitMs && !closed; waitedMs += pollMs) {
-      await reload();
+      await (loading ?? reload());
       // Only a file that is not there can be late; one with the wrong thing in it will not mend itself.
       if (error?.code !== 'token_file_unreadable') return;
       await new Promise<void>((resolve) => {
@@ -255,7 +255,7 @@ export function createTokenFile(file: string, log: Log): TokenFile {
       const token = this.peek();
       if (token !== undefined) return token;
       if (loaded === undefined) await (firstWait ??= waitForFirst());
-      if (live() === undefined && !closed) await reload();
+      if (live() === undefined && !closed) await (loading ?? reload());
       refuseClosed();
       const current = live();
       if (current !== undefined) return current.token;
