@@ -25,19 +25,24 @@ const options = fc.record({
   staleIfErrorMs: fc.constantFrom(0, 30_000, 300_000),
 });
 const nothingKept = { verification: 'review' as const, cacheTtlMs: 0, refusalTtlMs: 0, staleIfErrorMs: 0 };
-const keys = fc.constantFrom('a', 'b', 'c');
+const keys = fc.constantFrom('a', 'b');
+const waits = fc.constantFrom(0, 0, 1, 999, 5_000, 30_000, 60_000, 240_000, -10_000);
 const troubles = fc.constantFrom('timeout', 'too_many_requests', 'review_timed_out_inside', 'api_server_error', 'closed');
+const endings = fc.oneof(
+  fc.record({ outcome: fc.constant('accepted' as const), livesMs: fc.constantFrom(1, 20_000, 3_600_000, 3_600_000) }),
+  fc.record({ outcome: fc.constant('refused' as const), reason: fc.constant('review_refused') }),
+  fc.record({ outcome: fc.constant('unavailable' as const), reason: troubles }),
+);
+// A check is most often answered before the next begins.
 const steps = fc.oneof(
-  { weight: 4, arbitrary: fc.record({ step: fc.constant('ask' as const), key: keys }) },
-  { weight: 2, arbitrary: fc.record({ step: fc.constant('accept' as const), key: keys, livesMs: fc.constantFrom(1, 20_000, 3_600_000) }) },
-  { weight: 1, arbitrary: fc.record({ step: fc.constant('refuse' as const), key: keys }) },
-  { weight: 2, arbitrary: fc.record({ step: fc.constant('fail' as const), key: keys, reason: troubles }) },
-  {
-    weight: 3,
-    arbitrary: fc.record({ step: fc.constant('wait' as const), ms: fc.constantFrom(0, 1, 999, 5_000, 30_000, 59_999, 240_000, -10_000) }),
-  },
+  { weight: 6, arbitrary: fc.record({ step: fc.constant('check' as const), key: keys, waitMs: waits, ending: endings }) },
+  { weight: 2, arbitrary: fc.record({ step: fc.constant('ask' as const), key: keys }) },
+  { weight: 2, arbitrary: fc.record({ step: fc.constant('answer' as const), key: keys, ending: endings }) },
+  { weight: 2, arbitrary: fc.record({ step: fc.constant('wait' as const), waitMs: waits }) },
   { weight: 1, arbitrary: fc.record({ step: fc.constant('breaker' as const), isOpen: fc.boolean() }) },
 );
+
+type Generated<A> = A extends fc.Arbitrary<infer E> ? E : never;
 
 interface Review {
   readonly askedAtMs: number;
@@ -126,14 +131,15 @@ describe('createVerdicts, whatever happens', () => {
           assert.deepEqual(reported.slice(before), isNoFailure ? [] : [verdict.outcome === 'unavailable' ? 'failed' : 'answered']);
         }
 
+        const end = ({ ...ending }: Generated<typeof endings>): Verdict =>
+          ending.outcome === 'accepted' ? accepted(nowMs + ending.livesMs) : ending;
+
         for (const step of plan) {
-          if (step.step === 'ask') await ask(step.key);
-          else if (step.step === 'accept') await answer(step.key, accepted(nowMs + step.livesMs));
-          else if (step.step === 'refuse') await answer(step.key, { outcome: 'refused', reason: 'review_refused' });
-          else if (step.step === 'fail') await answer(step.key, { outcome: 'unavailable', reason: step.reason });
-          else if (step.step === 'breaker') isOpen = step.isOpen;
-          else mock.timers.setTime((nowMs += step.ms));
-          for (const key of ['a', 'b', 'c']) assert.equal(told(verdicts.recall(key)), model.recall(key, nowMs, ttl));
+          if ('waitMs' in step) mock.timers.setTime((nowMs += step.waitMs));
+          if (step.step === 'breaker') ({ isOpen } = step);
+          if (step.step === 'check' || step.step === 'ask') await ask(step.key);
+          if (step.step === 'check' || step.step === 'answer') await answer(step.key, end(step.ending));
+          for (const key of ['a', 'b']) assert.equal(told(verdicts.recall(key)), model.recall(key, nowMs, ttl));
         }
       }),
       cases(),
