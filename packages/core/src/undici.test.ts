@@ -1,22 +1,16 @@
 import assert from 'node:assert/strict';
-import { createServer, type Server, type ServerResponse } from 'node:http';
-import type { AddressInfo } from 'node:net';
+import { readFileSync } from 'node:fs';
+import { Readable, Writable } from 'node:stream';
 import { after, afterEach, before, beforeEach, describe, it } from 'node:test';
 
 import { type Authority, createAuthority, type Pod } from '@k8s-sa-auth/testing';
-import { Agent, interceptors, request } from 'undici';
+import { Agent, interceptors, MockAgent, request } from 'undici';
 import * as undici7 from 'undici7';
 
+import { mount, type Mount } from './fixtures/mount.ts';
+import { redirect, refuse, serve, type Service } from './fixtures/service.ts';
 import { createServiceClient, type ServiceClient } from './service-client.ts';
 import { createInterceptor } from './undici.ts';
-
-interface Service {
-  readonly origin: string;
-  readonly tokens: (string | undefined)[];
-  readonly headers: NodeJS.Dict<string[]>[];
-  answer: (response: ServerResponse) => void;
-  readonly server: Server;
-}
 
 let authority: Authority;
 let api: Pod;
@@ -25,21 +19,6 @@ let foreign: Service;
 let client: ServiceClient;
 let token: string;
 
-async function serve(): Promise<Service> {
-  const server = createServer((incoming, response) => {
-    service.tokens.push(incoming.headers['x-client-id'] as string | undefined);
-    service.headers.push(incoming.headersDistinct);
-    if (incoming.url === '/from') service.answer(response);
-    else response.end('ok');
-  });
-  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
-  const origin = `http://localhost:${(server.address() as AddressInfo).port}`;
-  const service: Service = { origin, tokens: [], headers: [], answer: (response) => void response.end('ok'), server };
-  return service;
-}
-
-const redirectTo = (location: string) => (response: ServerResponse) => void response.writeHead(302, { location }).end();
-
 before(async () => {
   authority = await createAuthority();
   api = await authority.pod('api/api', { tokens: { shop: 'shop' } });
@@ -47,20 +26,16 @@ before(async () => {
 after(() => authority.close());
 beforeEach(async () => {
   [shop, foreign] = await Promise.all([serve(), serve()]);
-  client = createServiceClient({ targets: [{ origin: shop.origin, tokenFile: api.tokenFile('shop') }] });
-  token = (await client.target(shop.origin).headers())['x-client-id'] ?? '';
+  client = createServiceClient({ targets: [{ origin: shop.named, tokenFile: api.tokenFile('shop') }] });
+  token = readFileSync(api.tokenFile('shop'), 'utf8');
 });
 afterEach(async () => {
-  await client.close();
-  for (const { server } of [shop, foreign]) {
-    server.closeAllConnections();
-    server.close();
-  }
+  await Promise.all([client, shop, foreign].map((one) => one.close()));
 });
 
 describe('createInterceptor on undici 8', () => {
   async function get(path: string, dispatcher: Agent, options: object = {}): Promise<number> {
-    const { statusCode, body } = await request(`${shop.origin}${path}`, { dispatcher, ...options });
+    const { statusCode, body } = await request(`${shop.named}${path}`, { dispatcher, ...options });
     await body.dump();
     return statusCode;
   }
@@ -68,19 +43,19 @@ describe('createInterceptor on undici 8', () => {
 
   it('puts the token on requests to a target', async () => {
     await get('/', agent(createInterceptor(client)));
-    assert.deepEqual(shop.tokens, [token]);
+    assert.deepEqual(shop.tokens(), [token]);
   });
 
   it('waits for a token that is not loaded yet', async () => {
-    const fresh = createServiceClient({ targets: [{ origin: shop.origin, tokenFile: api.tokenFile('shop') }] });
+    const fresh = createServiceClient({ targets: [{ origin: shop.named, tokenFile: api.tokenFile('shop') }] });
     await get('/', agent(createInterceptor(fresh)));
-    assert.deepEqual(shop.tokens, [token]);
+    assert.deepEqual(shop.tokens(), [token]);
     await fresh.close();
   });
 
   it('lets requests to other origins pass untouched', async () => {
-    await request(foreign.origin, { dispatcher: agent(createInterceptor(client)), headers: { 'x-client-id': 'own' } });
-    assert.deepEqual(foreign.tokens, ['own']);
+    await request(foreign.named, { dispatcher: agent(createInterceptor(client)), headers: { 'x-client-id': 'own' } });
+    assert.deepEqual(foreign.tokens(), ['own']);
   });
 
   it('replaces the header however headers are given', async () => {
@@ -117,48 +92,48 @@ describe('createInterceptor on undici 8', () => {
   });
 
   it('takes the token along within the origin, listed before redirect()', async () => {
-    shop.answer = redirectTo('/to');
+    shop.answer = redirect(302, '/to');
     assert.equal(await get('/from', agent(createInterceptor(client), interceptors.redirect({ maxRedirections: 3 }))), 200);
-    assert.deepEqual(shop.tokens, [token, token]);
+    assert.deepEqual(shop.tokens(), [token, token]);
   });
 
   it('takes nothing to another origin, listed before redirect()', async () => {
-    shop.answer = redirectTo(foreign.origin);
+    shop.answer = redirect(302, foreign.named);
     assert.equal(await get('/from', agent(createInterceptor(client), interceptors.redirect({ maxRedirections: 3 }))), 200);
-    assert.deepEqual(foreign.tokens, [undefined]);
+    assert.deepEqual(foreign.tokens(), [undefined]);
   });
 
   it('takes nothing to another origin, listed after redirect(): the redirect is the answer', async () => {
-    shop.answer = redirectTo(foreign.origin);
+    shop.answer = redirect(302, foreign.named);
     assert.equal(await get('/from', agent(interceptors.redirect({ maxRedirections: 3 }), createInterceptor(client))), 302);
-    assert.deepEqual(foreign.tokens, []);
+    assert.deepEqual(foreign.tokens(), []);
   });
 
   it('takes nothing to another origin where the request itself asks for redirects', async () => {
-    shop.answer = redirectTo(foreign.origin);
+    shop.answer = redirect(302, foreign.named);
     const dispatcher = agent(interceptors.redirect({ maxRedirections: 3 }), createInterceptor(client));
     assert.equal(await get('/from', dispatcher, { maxRedirections: 5 }), 302);
-    assert.deepEqual(foreign.tokens, []);
+    assert.deepEqual(foreign.tokens(), []);
   });
 
   it('sees the name behind dns(), listed after it', async () => {
     await get('/', agent(interceptors.dns(), createInterceptor(client)));
-    assert.deepEqual(shop.tokens, [token]);
+    assert.deepEqual(shop.tokens(), [token]);
   });
 
   it('sends nothing where dns() has turned the name into an address', async () => {
     await get('/', agent(createInterceptor(client), interceptors.dns()));
-    assert.deepEqual(shop.tokens, [undefined]);
+    assert.deepEqual(shop.tokens(), [undefined]);
   });
 
   it('fails the request where there is no token', async () => {
     const pod = await authority.pod('api/api', { tokens: { wrong: 'https://kubernetes.default.svc.cluster.local' } });
     const wrong = createServiceClient({
-      targets: [{ origin: shop.origin, tokenFile: pod.tokenFile('wrong') }],
+      targets: [{ origin: shop.named, tokenFile: pod.tokenFile('wrong') }],
       logger: { info() {}, warn() {}, error() {} },
     });
     await assert.rejects(get('/', agent(createInterceptor(wrong))), { name: 'TokenFileError', code: 'token_not_sendable' });
-    assert.deepEqual(shop.tokens, []);
+    assert.deepEqual(shop.tokens(), []);
     await wrong.close();
   });
 
@@ -172,38 +147,309 @@ describe('createInterceptor on undici 7', () => {
   const interceptor = (): undici7.Dispatcher.DispatcherComposeInterceptor =>
     createInterceptor(client) as unknown as undici7.Dispatcher.DispatcherComposeInterceptor;
   async function get(path: string, dispatcher: undici7.Dispatcher): Promise<number> {
-    const { statusCode, body } = await undici7.request(`${shop.origin}${path}`, { dispatcher });
+    const { statusCode, body } = await undici7.request(`${shop.named}${path}`, { dispatcher });
     await body.dump();
     return statusCode;
   }
 
   it('puts the token on requests to a target', async () => {
     await get('/', new undici7.Agent().compose(interceptor()));
-    assert.deepEqual(shop.tokens, [token]);
+    assert.deepEqual(shop.tokens(), [token]);
   });
 
   it('puts the token on what its fetch sends', async () => {
-    await undici7.fetch(shop.origin, { dispatcher: new undici7.Agent().compose(interceptor()) });
-    assert.deepEqual(shop.tokens, [token]);
+    await undici7.fetch(shop.named, { dispatcher: new undici7.Agent().compose(interceptor()) });
+    assert.deepEqual(shop.tokens(), [token]);
   });
 
   it('takes nothing to another origin, listed before redirect()', async () => {
-    shop.answer = redirectTo(foreign.origin);
+    shop.answer = redirect(302, foreign.named);
     const dispatcher = new undici7.Agent().compose(interceptor(), undici7.interceptors.redirect({ maxRedirections: 3 }));
     assert.equal(await get('/from', dispatcher), 200);
-    assert.deepEqual(foreign.tokens, [undefined]);
+    assert.deepEqual(foreign.tokens(), [undefined]);
   });
 
   it('takes nothing to another origin, listed after redirect(): the redirect is the answer', async () => {
-    shop.answer = redirectTo(foreign.origin);
+    shop.answer = redirect(302, foreign.named);
     const dispatcher = new undici7.Agent().compose(undici7.interceptors.redirect({ maxRedirections: 3 }), interceptor());
     assert.equal(await get('/from', dispatcher), 302);
-    assert.deepEqual(foreign.tokens, []);
+    assert.deepEqual(foreign.tokens(), []);
   });
 
   it('fails the request where there is no token', async () => {
     await client.close();
     await assert.rejects(get('/', new undici7.Agent().compose(interceptor())), { name: 'TokenFileError' });
-    assert.deepEqual(shop.tokens, []);
+    assert.deepEqual(shop.tokens(), []);
+  });
+});
+
+describe('createInterceptor, refused, on undici 8', () => {
+  let mounted: Mount;
+  let newer: string;
+  let agent: Agent;
+
+  const mint = (expirationSeconds: number): Promise<string> =>
+    authority.token('api/api', { audience: 'shop', pod: 'api-0', expirationSeconds });
+
+  // The client has the old token, the file the new one, and nothing has told the client.
+  beforeEach(async () => {
+    token = await mint(600);
+    newer = await mint(1_200);
+    mounted = mount(token);
+    await client.close();
+    client = createServiceClient({ targets: [{ origin: shop.named, tokenFile: mounted.path }] });
+    await client.ready();
+    mounted.replace(newer);
+    agent = new Agent();
+  });
+  afterEach(async () => {
+    mounted.remove();
+    await agent.close();
+  });
+
+  async function send(options: Partial<Parameters<typeof request>[1]> = {}): Promise<string> {
+    const dispatcher = agent.compose(createInterceptor(client));
+    const { statusCode, body } = await request(shop.named, { dispatcher, ...options });
+    return `${statusCode} ${await body.text()}`;
+  }
+
+  it('sends once more with a newer token after a 401', async () => {
+    shop.answer = refuse('unauthorized', () => newer);
+    assert.equal(await send(), '200 ok');
+    assert.deepEqual(shop.tokens(), [token, newer]);
+  });
+
+  it('sends once more after a 403 whose challenge says invalid_token', async () => {
+    shop.answer = refuse('clientId', () => newer);
+    assert.equal(await send(), '200 ok');
+    assert.deepEqual(shop.tokens(), [token, newer]);
+  });
+
+  it('hands the refusal on, whole, after caller_not_allowed', async () => {
+    shop.answer = refuse('notAllowed');
+    assert.equal(await send(), '403 refused');
+    assert.deepEqual(shop.tokens(), [token]);
+  });
+
+  it('hands the refusal on, whole, where the file has no other token', async () => {
+    mounted.replace(token);
+    shop.answer = refuse('clientId');
+    assert.equal(await send(), '403 refused');
+    assert.deepEqual(shop.tokens(), [token]);
+  });
+
+  it('hands on a refusal without a body', async () => {
+    mounted.replace(token);
+    shop.answer = (_request, response) => response.writeHead(401, { 'content-length': '0' }).end();
+    assert.equal(await send(), '401 ');
+  });
+
+  it('hands on a refusal whose connection is cut', async () => {
+    mounted.replace(token);
+    shop.answer = (_request, response) => {
+      response.writeHead(401, { 'content-length': '10' });
+      response.write('refu', () => response.destroy());
+    };
+    await assert.rejects(send(), { code: 'UND_ERR_SOCKET' });
+  });
+
+  it('never sends a third time', async () => {
+    const newest = await mint(1_800);
+    shop.answer = (incoming, response) => {
+      mounted.replace(newest);
+      refuse('clientId')(incoming, response);
+    };
+    assert.equal(await send(), '403 refused');
+    assert.deepEqual(shop.tokens(), [token, newest]);
+  });
+
+  it('sends a string again', async () => {
+    shop.answer = refuse('clientId', () => newer);
+    assert.equal(await send({ method: 'POST', body: 'one' }), '200 ok');
+    assert.deepEqual(
+      shop.arrived.map(({ body }) => body),
+      ['one', 'one'],
+    );
+  });
+
+  it('sends bytes again', async () => {
+    shop.answer = refuse('clientId', () => newer);
+    assert.equal(await send({ method: 'POST', body: Buffer.from('one') }), '200 ok');
+    assert.deepEqual(
+      shop.arrived.map(({ body }) => body),
+      ['one', 'one'],
+    );
+  });
+
+  it('never sends a stream again', async () => {
+    shop.answer = refuse('clientId', () => newer);
+    assert.equal(await send({ method: 'POST', body: Readable.from(['one']) }), '403 refused');
+    assert.deepEqual(shop.tokens(), [token]);
+  });
+
+  it('keeps headers that can be read once only', async () => {
+    shop.answer = refuse('clientId', () => newer);
+    const headers = new Map([['accept', 'a']]).entries();
+    assert.equal(await send({ headers }), '200 ok');
+    assert.deepEqual(
+      shop.headers.map(({ accept }) => accept),
+      [['a'], ['a']],
+    );
+  });
+
+  it('gives up reading a refusal that does not end, once the request was sent again', async () => {
+    let isCut: Promise<unknown> = Promise.resolve();
+    shop.answer = (incoming, response) => {
+      if (incoming.headers['x-client-id'] === newer) return void response.end('ok');
+      isCut = new Promise((resolve) => response.once('close', resolve));
+      response.writeHead(401).write('x'.repeat(100_000));
+    };
+    assert.equal(await send(), '200 ok');
+    await isCut;
+  });
+
+  it('can be aborted while it looks', async () => {
+    const controller = new AbortController();
+    shop.answer = (incoming, response) => {
+      refuse('clientId')(incoming, response);
+      response.once('finish', () => controller.abort(new Error('enough')));
+    };
+    await assert.rejects(send({ signal: controller.signal }), { message: 'enough' });
+    assert.ok(shop.arrived.length <= 2);
+  });
+
+  it('sends a request of undici’s fetch again', async () => {
+    shop.answer = refuse('clientId', () => newer);
+    const dispatcher = agent.compose(createInterceptor(client));
+    const { fetch: undiciFetch } = await import('undici');
+    assert.equal(await (await undiciFetch(shop.named, { dispatcher })).text(), 'ok');
+    assert.deepEqual(shop.tokens(), [token, newer]);
+  });
+
+  it('works below retry()', async () => {
+    shop.answer = refuse('clientId', () => newer);
+    const dispatcher = agent.compose(createInterceptor(client), interceptors.retry());
+    assert.equal(await send({ dispatcher }), '200 ok');
+    assert.deepEqual(shop.tokens(), [token, newer]);
+  });
+
+  it('works above retry()', async () => {
+    shop.answer = refuse('clientId', () => newer);
+    const dispatcher = agent.compose(interceptors.retry(), createInterceptor(client));
+    assert.equal(await send({ dispatcher }), '200 ok');
+    assert.deepEqual(shop.tokens(), [token, newer]);
+  });
+
+  it('works below redirect()', async () => {
+    shop.answer = (incoming, response) =>
+      incoming.headers['x-client-id'] === newer ? redirect(307, '/to')(incoming, response) : refuse('clientId')(incoming, response);
+    const dispatcher = agent.compose(createInterceptor(client), interceptors.redirect({ maxRedirections: 3 }));
+    const { body } = await request(`${shop.named}/from`, { dispatcher });
+    assert.equal(await body.text(), 'arrived');
+    assert.deepEqual(shop.tokens(), [token, newer, newer]);
+  });
+
+  it('works on a MockAgent, which does not wait', async () => {
+    const mock = new MockAgent();
+    mock.disableNetConnect();
+    const pool = mock.get(shop.named);
+    pool
+      .intercept({ path: '/' })
+      .reply(403, 'refused', { headers: { 'www-authenticate': 'ServiceAccount header="X-Client-Id", error="invalid_token"' } });
+    pool.intercept({ path: '/', headers: { 'x-client-id': newer } }).reply(200, 'ok');
+    assert.equal(await send({ dispatcher: mock.compose(createInterceptor(client)) }), '200 ok');
+    mock.assertNoPendingInterceptors();
+    await mock.close();
+  });
+
+  it('works in stream()', async () => {
+    shop.answer = refuse('clientId', () => newer);
+    const dispatcher = agent.compose(createInterceptor(client));
+    const answers: number[] = [];
+    await dispatcher.stream({ origin: shop.named, path: '/', method: 'GET' }, ({ statusCode }) => {
+      answers.push(statusCode);
+      return new Writable({ write: (_chunk, _encoding, done) => done() });
+    });
+    assert.deepEqual(answers, [200]);
+  });
+
+  it('fails a request whose stream() factory throws on the refusal', async () => {
+    mounted.replace(token);
+    shop.answer = refuse('clientId');
+    const dispatcher = agent.compose(createInterceptor(client));
+    const streamed = dispatcher.stream({ origin: shop.named, path: '/', method: 'GET' }, () => {
+      throw new Error('mine');
+    });
+    await assert.rejects(streamed, { message: 'mine' });
+  });
+});
+
+describe('createInterceptor, refused, on undici 7', () => {
+  let mounted: Mount;
+  let newer: string;
+  let agent: undici7.Agent;
+
+  beforeEach(async () => {
+    newer = await authority.token('api/api', { audience: 'shop', pod: 'api-0', expirationSeconds: 1_200 });
+    mounted = mount(token);
+    await client.close();
+    client = createServiceClient({ targets: [{ origin: shop.named, tokenFile: mounted.path }] });
+    await client.ready();
+    mounted.replace(newer);
+    agent = new undici7.Agent();
+  });
+  afterEach(async () => {
+    mounted.remove();
+    await agent.close();
+  });
+
+  const composed = (): undici7.Dispatcher =>
+    agent.compose(createInterceptor(client) as unknown as undici7.Dispatcher.DispatcherComposeInterceptor);
+
+  it('sends once more with a newer token', async () => {
+    shop.answer = refuse('clientId', () => newer);
+    const { body } = await undici7.request(shop.named, { dispatcher: composed(), method: 'POST', body: 'one' });
+    assert.equal(await body.text(), 'ok');
+    assert.deepEqual(
+      shop.arrived.map((arrived) => [arrived.token, arrived.body]),
+      [
+        [token, 'one'],
+        [newer, 'one'],
+      ],
+    );
+  });
+
+  it('hands the refusal on, whole, where the file has no other token', async () => {
+    mounted.replace(token);
+    shop.answer = refuse('clientId');
+    const { statusCode, body } = await undici7.request(shop.named, { dispatcher: composed() });
+    assert.equal(`${statusCode} ${await body.text()}`, '403 refused');
+    assert.deepEqual(shop.tokens(), [token]);
+  });
+
+  it('never sends a stream again', async () => {
+    shop.answer = refuse('clientId', () => newer);
+    const options = { dispatcher: composed(), method: 'POST', body: Readable.from(['one']) } as const;
+    const { statusCode, body } = await undici7.request(shop.named, options);
+    assert.equal(`${statusCode} ${await body.text()}`, '403 refused');
+    assert.deepEqual(shop.tokens(), [token]);
+  });
+
+  it('sends a request of its fetch again', async () => {
+    shop.answer = refuse('clientId', () => newer);
+    assert.equal(await (await undici7.fetch(shop.named, { dispatcher: composed() })).text(), 'ok');
+    assert.deepEqual(shop.tokens(), [token, newer]);
+  });
+
+  it('works on a MockAgent, which does not wait', async () => {
+    const mock = new undici7.MockAgent();
+    mock.disableNetConnect();
+    const pool = mock.get(shop.named);
+    pool.intercept({ path: '/' }).reply(401, 'refused');
+    pool.intercept({ path: '/', headers: { 'x-client-id': newer } }).reply(200, 'ok');
+    const interceptor = createInterceptor(client) as unknown as undici7.Dispatcher.DispatcherComposeInterceptor;
+    const { body } = await undici7.request(shop.named, { dispatcher: mock.compose(interceptor) });
+    assert.equal(await body.text(), 'ok');
+    await mock.close();
   });
 });
