@@ -1,0 +1,167 @@
+// The cluster that the soak's callers live in: it mints tokens, deletes what they are bound to, rotates, fails; and tells the model of it.
+
+import type { Authority, Fault, Pod } from '@k8s-sa-auth/testing';
+
+import type { Key, Kind, Model, Token } from './soak-model.ts';
+import { slowestMs } from './soak-model.ts';
+import { readPart } from './soak-tokens.ts';
+
+export type Random = () => number;
+
+/** Numbers from 0 to 1 that are the same for the same seed (mulberry32). */
+export function createRandom(seed: number): Random {
+  let state = seed | 0;
+  return () => {
+    state = (state + 0x6d2b79f5) | 0;
+    let mixed = Math.imul(state ^ (state >>> 15), 1 | state);
+    mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), 61 | mixed)) ^ mixed;
+    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32;
+  };
+}
+
+export const pick = <T>(from: readonly [T, ...T[]], random: Random): T => from[Math.floor(random() * from.length)] ?? from[0];
+
+export interface Minted {
+  readonly kind: Kind;
+  readonly serviceAccount: string;
+  readonly pod?: string;
+  readonly audience: string;
+  /** Seconds that are left of its 600; below zero it has expired, and is taken for a minute more. */
+  readonly secondsLeft?: number;
+}
+
+export interface Cluster {
+  mint(minted: Minted): Promise<Token>;
+  /** What is bound to it is refused from now on, or once the API server has forgotten it. */
+  deletePod(serviceAccount: string, pod: string): Promise<void>;
+  /** As if it had been deleted with 30 s of grace so long ago that its tokens end in `secondsLeft`, to the next second. */
+  terminatePod(serviceAccount: string, pod: string, secondsLeft: number): Promise<void>;
+  deleteServiceAccount(serviceAccount: string): Promise<void>;
+  rotateSigningKey(retire: boolean): Promise<void>;
+  rotateCa(): void;
+  /** The guard's own token. */
+  rotateOwnToken(): Promise<void>;
+  /** One of the API server's troubles begins. */
+  fail(random: Random): { readonly what: string; readonly end: () => Promise<void> };
+  /** One answer to one review is lost in a way that asking again mends (C6): nobody may notice. */
+  blip(random: Random): void;
+}
+
+const json = { 'content-type': 'application/json' };
+const review = (status: object, spec?: object): Fault => {
+  const body = JSON.stringify({ kind: 'TokenReview', apiVersion: 'authentication.k8s.io/v1', metadata: {}, ...(spec && { spec }), status });
+  return { status: 201, headers: json, body };
+};
+const user = { username: 'system:serviceaccount:fleet:another', uid: 'another', groups: [] };
+const oddAnswers: readonly (readonly [string, Fault])[] = [
+  ['500 to reviews', { status: 500, headers: json, body: '{"kind":"Status"}' }],
+  ['503 to reviews', { status: 503, body: 'apiserver is shutting down' }],
+  ['302 to reviews', { status: 302, headers: { location: '/elsewhere' }, body: '' }],
+  ['200 and HTML to reviews', { status: 200, headers: { 'content-type': 'text/html' }, body: '<h1>Welcome</h1>' }],
+  ['huge answers to reviews', { status: 201, headers: json, body: `{"kind":"TokenReview","padding":"${'x'.repeat(100_000)}"}` }],
+  [
+    'reviews that time out inside',
+    review({ user: {}, error: '[invalid bearer token, Get "https://10.0.0.1": context deadline exceeded]' }),
+  ],
+  ['authenticated: "true"', review({ authenticated: 'true', user, audiences: ['shop'] })],
+  ['reviews of another ServiceAccount', review({ authenticated: true, user, audiences: ['shop'] })],
+  ['reviews of another token', review({ authenticated: true, user, audiences: ['shop'] }, { token: 'another' })],
+  ['a refusal of another token', review({ user: {}, error: 'invalid bearer token' }, { token: 'another' })],
+];
+const namedFaults = ['reset', 'too-many-requests', 'unauthorized', 'forbidden', 'broken-body'] as const;
+const retired: readonly number[] = [500, 502, 503, 504];
+
+export function createCluster(authority: Authority, own: Pod, model: Model): Cluster {
+  const keys = new Map<string, Key>();
+  let alive: Token[] = [];
+
+  function bury(why: string, isMeant: (token: Token) => boolean, fromMs: number, byMs: number): void {
+    const nowMs = Date.now();
+    // Nobody uses it any more once it is refused by its claims.
+    alive = alive.filter(({ expiresMs, gone }) => expiresMs + 60_000 > nowMs && (gone === undefined || gone.fromMs > nowMs));
+    for (const token of alive) if (isMeant(token)) model.bury(token, why, fromMs, byMs);
+  }
+
+  // The authority does all at once: before a call returns its promise, it is done. So its clock can stand elsewhere for one call.
+  function at<T>(offsetMs: number, call: () => T): T {
+    authority.advance(offsetMs);
+    try {
+      return call();
+    } finally {
+      authority.advance(-offsetMs);
+    }
+  }
+
+  return {
+    async mint({ kind, serviceAccount, pod, audience, secondsLeft = 600 }) {
+      const mintedMs = Date.now();
+      const options = { audience, ...(pod !== undefined && { pod }) };
+      const text = await at((secondsLeft - 600) * 1000, () => authority.token(serviceAccount, options));
+      const [header, claims] = text.split('.').map((part, index) => (index < 2 ? readPart(part) : {}));
+      const id = String(header?.['kid']);
+      // The first key is loaded before the first request; of others the answers tell.
+      const key = keys.get(id) ?? { knownFromMs: keys.size === 0 ? 0 : Number.POSITIVE_INFINITY };
+      keys.set(id, key);
+      const expiresMs = Number(claims?.['exp']) * 1000;
+      const token = model.token({ kind, text, serviceAccount, pod: pod ?? '', key, mintedMs, expiresMs });
+      alive.push(token);
+      return token;
+    },
+    async deletePod(serviceAccount, pod) {
+      const fromMs = Date.now();
+      const [namespace] = serviceAccount.split('/');
+      await authority.delete('pod', `${namespace}/${pod}`);
+      bury('its pod was deleted', (token) => token.serviceAccount === serviceAccount && token.pod === pod, fromMs, Date.now() + 1);
+    },
+    async terminatePod(serviceAccount, pod, secondsLeft) {
+      const [namespace] = serviceAccount.split('/');
+      const graceMs = 30_000;
+      const endsMs = Math.floor((Date.now() + secondsLeft * 1000) / 1000) * 1000;
+      const deletedMs = endsMs - 60_000 - graceMs;
+      await at(deletedMs - Date.now() + 500, () => authority.delete('pod', `${namespace}/${pod}`, { gracePeriodSeconds: graceMs / 1000 }));
+      bury('its pod was deleted with grace', (token) => token.serviceAccount === serviceAccount && token.pod === pod, endsMs, endsMs + 1);
+    },
+    async deleteServiceAccount(serviceAccount) {
+      const fromMs = Date.now();
+      await authority.delete('serviceaccount', serviceAccount);
+      bury('its ServiceAccount was deleted', (token) => token.serviceAccount === serviceAccount, fromMs, Date.now() + 1);
+    },
+    async rotateSigningKey(retire) {
+      const fromMs = Date.now();
+      authority.rotateSigningKey({ retire });
+      // Its own token is as good as any other that the key signed.
+      if (retire) await own.rotate();
+      if (retire) bury('its signing key was retired', () => true, fromMs, Date.now() + 1);
+    },
+    rotateCa: () => authority.rotateCa(),
+    rotateOwnToken: () => own.rotate(),
+    fail(random) {
+      const [what, isHard, fault, delayMs] = chooseFault(random);
+      const fromMs = Date.now();
+      authority.fail(fault, delayMs === undefined ? {} : { delayMs });
+      const trouble = model.trouble(what, isHard, fromMs, Date.now() + 1);
+      return {
+        what,
+        async end() {
+          const sureUntilMs = Date.now() - 1;
+          await authority.recover();
+          model.over(trouble, sureUntilMs, Date.now() + 1);
+        },
+      };
+    },
+    blip: (random) => void authority.fail({ status: retired[Math.floor(random() * retired.length)] ?? 500, body: 'once' }, { times: 1 }),
+  };
+}
+
+function chooseFault(random: Random): readonly [what: string, isHard: boolean, fault: Fault, delayMs?: number] {
+  const chosen = random();
+  if (chosen < 0.3) return ['outage', true, 'outage'];
+  if (chosen < 0.4) return ['slow', false, 'slow', 50 + random() * 1_500];
+  if (chosen < 0.5) return ['slower than a review may take', false, 'slow', 3_200 + random() * (slowestMs - 3_200)];
+  if (chosen < 0.75) {
+    const name = pick(namedFaults, random);
+    return [name, true, name];
+  }
+  const [what, fault] = oddAnswers[Math.floor(random() * oddAnswers.length)] ?? ['outage', 'outage'];
+  return [what, true, fault];
+}
