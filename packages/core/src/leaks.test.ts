@@ -120,7 +120,7 @@ describe('serviceFetch, where a redirect leads', () => {
     const secure = createServiceClient({
       targets: [{ origin: 'https://app.shop', tokenFile: api.tokenFile('shop') }],
       fetch: (input) => {
-        asked.push(String(input));
+        asked.push(new Request(input).url);
         return Promise.resolve(new Response(null, { status: 302, headers: { location: 'http://app.shop/to' } }));
       },
     });
@@ -164,7 +164,8 @@ describe('serviceFetch, origins that look alike', () => {
   const named = (origin: string): ((url: string) => Promise<string>) => {
     const other = createServiceClient({
       targets: [{ origin, tokenFile: api.tokenFile('shop') }],
-      fetch: (input, init) => Promise.resolve(new Response(`${String(input)} ${new Headers(init?.headers).get('x-client-id') === token}`)),
+      fetch: (input, init) =>
+        Promise.resolve(new Response(`${new Request(input).url} ${new Headers(init?.headers).get('x-client-id') === token}`)),
     });
     return (url) =>
       other
@@ -475,7 +476,7 @@ function describeInterceptor(name: string, undici: typeof undici8): void {
 
     it('sends to its own origin where the request names none', async () => {
       const dispatcher = open(new Client(foreign.origin)).compose(createInterceptor(client));
-      const { body } = await dispatcher.request({ path: '/', method: 'GET' } as undici8.Dispatcher.RequestOptions);
+      const { body } = await dispatcher.request({ path: '/', method: 'GET' });
       await body.dump();
       assert.deepEqual(foreign.tokens(), [undefined]);
     });

@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import { execFile } from 'node:child_process';
+import { subscribe, unsubscribe } from 'node:diagnostics_channel';
 import { mkdirSync, mkdtempSync, renameSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -8,7 +9,7 @@ import { promisify } from 'node:util';
 
 import { type Authority, createAuthority, type Pod } from '@k8s-sa-auth/testing';
 
-import { createTokenFile, type TokenFile } from './token-file.ts';
+import { createTokenFile, type TokenFile, type TokenReload, tokenReloadChannel } from './token-file.ts';
 
 let authority: Authority;
 let api: Pod;
@@ -227,6 +228,128 @@ describe('createTokenFile', () => {
     assert.match(await file.token(), /^eyJ/);
   });
 
+  it('follows a directory that was removed and made anew', async () => {
+    const mounted = join(directory, 'mounted');
+    mkdirSync(mounted);
+    const path = join(mounted, 'token');
+    writeFileSync(path, await mint());
+    const file = follow(path);
+    const first = await file.token();
+    rmSync(mounted, { recursive: true });
+    await reloaded(file, () => file.status().error !== undefined);
+    assert.equal(file.peek(), first);
+    mkdirSync(mounted);
+    const second = await authority.token('api/api', { audience: 'secret-store', expirationSeconds: 1_200, pod: 'api-0' });
+    writeFileSync(path, second);
+    mock.timers.enable({ apis: ['Date'], now: Date.now() + 10_000 });
+    await reloaded(file, () => file.peek() === second);
+    mock.timers.reset();
+    const third = await authority.token('api/api', { audience: 'secret-store', expirationSeconds: 1_800, pod: 'api-0' });
+    writeFileSync(path, third);
+    await reloaded(file, () => file.peek() === third);
+  });
+
+  it('follows a directory that was moved away for another one', async () => {
+    const mounted = join(directory, 'mounted');
+    const fresh = join(directory, 'fresh');
+    mkdirSync(mounted);
+    mkdirSync(fresh);
+    writeFileSync(join(mounted, 'token'), await mint());
+    const second = await authority.token('api/api', { audience: 'secret-store', expirationSeconds: 1_200, pod: 'api-0' });
+    writeFileSync(join(fresh, 'token'), second);
+    const file = follow(join(mounted, 'token'));
+    await file.token();
+    renameSync(mounted, join(directory, 'old'));
+    renameSync(fresh, mounted);
+    await reloaded(file, () => file.peek() === second);
+  });
+
+  it('says that the kubelet has stopped rotating, once the token of a terminating pod is over', async () => {
+    const pod = await authority.pod('api/api', { tokens: { shop: 'shop' } });
+    const file = follow(pod.tokenFile('shop'));
+    await file.token();
+    await authority.delete('pod', `api/${pod.name}`, { gracePeriodSeconds: 30 });
+    mock.timers.enable({ apis: ['Date'], now: Date.now() + 3_600_000 });
+    await assert.rejects(file.token(), { code: 'token_expired', message: /The kubelet has not rotated it: is the pod terminating/ });
+    assert.match(told[0] ?? '', /^warn token_file The token in .* expired at/);
+    assert.equal(told.length, 1);
+  });
+
+  it('sends a token that the clock says is from the future', async () => {
+    writeFileSync(join(directory, 'token'), await mint());
+    mock.timers.enable({ apis: ['Date'], now: Date.now() - 300_000 });
+    const file = follow(join(directory, 'token'));
+    assert.match(await file.token(), /^eyJ/);
+    const { reloadedAtMs } = file.status();
+    mock.timers.tick(300_000);
+    file.peek();
+    await reloaded(file, () => file.status().reloadedAtMs !== reloadedAtMs);
+  });
+
+  it('says what the clock says where it is so far ahead that every token has expired', async () => {
+    writeFileSync(join(directory, 'token'), await mint());
+    mock.timers.enable({ apis: ['Date'], now: Date.now() + 3_600_000 });
+    await assert.rejects(follow(join(directory, 'token')).token(), { code: 'token_expired', message: /and it is 20.*or the clock off\?$/ });
+  });
+
+  it('goes on after the clock was put back', async () => {
+    const path = join(directory, 'token');
+    writeFileSync(path, await mint());
+    const now = Date.now();
+    mock.timers.enable({ apis: ['Date'], now: now + 500_000 });
+    const file = follow(path);
+    const first = await file.token();
+    mock.timers.setTime(now);
+    assert.equal(file.peek(), first);
+    const second = await authority.token('api/api', { audience: 'secret-store', expirationSeconds: 1_200, pod: 'api-0' });
+    writeFileSync(path, second);
+    await reloaded(file, () => file.peek() === second);
+  });
+
+  it('publishes each reload, and no token', async () => {
+    const events: TokenReload[] = [];
+    const listen = (event: unknown): void => void events.push(event as TokenReload);
+    subscribe(tokenReloadChannel, listen);
+    const path = join(directory, 'token');
+    const token = await mint();
+    writeFileSync(path, token);
+    const file = follow(path);
+    await file.token();
+    const expiresAt = new Date(file.status().loaded?.expiresAtMs ?? 0);
+    assert.deepEqual(events, [{ tokenFile: path, audience: 'secret-store', expiresAt }]);
+    writeFileSync(path, 'garbage');
+    await reloaded(file, () => file.status().error?.code === 'token_not_sendable');
+    assert.deepEqual(events.at(-1), { tokenFile: path, code: 'token_not_sendable', audience: 'secret-store', expiresAt });
+    unsubscribe(tokenReloadChannel, listen);
+    assert.ok(!JSON.stringify(events).includes(token.split('.')[2] ?? ''));
+  });
+
+  it('publishes a first failure without an audience', async () => {
+    const events: unknown[] = [];
+    const listen = (event: unknown): void => void events.push(event);
+    subscribe(tokenReloadChannel, listen);
+    const path = join(directory, 'absent');
+    const file = follow(path);
+    await reloaded(file, () => file.status().error !== undefined);
+    unsubscribe(tokenReloadChannel, listen);
+    assert.deepEqual(events, [{ tokenFile: path, code: 'token_file_unreadable' }]);
+  });
+
+  it('gives up waiting for a late file when it is closed', async () => {
+    const file = follow(join(directory, 'absent'));
+    const waiting = assert.rejects(file.token(), { message: /is closed$/ });
+    await reloaded(file, () => file.status().error !== undefined);
+    file.close();
+    await waiting;
+  });
+
+  it('has no token after a refused one where it is closed', async () => {
+    const file = follow(api.tokenFile('api-token'));
+    const token = await file.token();
+    file.close();
+    assert.equal(await file.tokenAfter(token), undefined);
+  });
+
   it('looks below K8S_SA_AUTH_ROOT where that is set', async () => {
     process.env['K8S_SA_AUTH_ROOT'] = api.env['K8S_SA_AUTH_ROOT'];
     try {
@@ -261,11 +384,29 @@ describe('createTokenFile', () => {
     await assert.rejects(file.token(), { name: 'TokenFileError', message: /is closed/ });
   });
 
-  it('does not keep a process alive', async () => {
+  const inChild = async (program: string): Promise<string> => {
     const script = `const { createServiceClient } = await import(${JSON.stringify(new URL('./index.ts', import.meta.url).href)});
-      const client = createServiceClient({ targets: [{ origin: 'http://x', tokenFile: ${JSON.stringify(api.tokenFile('api-token'))} }] });
-      await client.ready(); console.log('ready');`;
+      const targets = [{ origin: 'http://x', tokenFile: ${JSON.stringify(api.tokenFile('api-token'))} }, { origin: 'http://y', tokenFile: '/absent' }];
+      ${program}`;
     const { stdout } = await promisify(execFile)(process.execPath, ['--input-type=module', '--eval', script], { timeout: 20_000 });
-    assert.equal(stdout, 'ready\n');
+    return stdout;
+  };
+
+  it('does not keep a process alive', async () => {
+    const program = `const client = createServiceClient({ targets }); await client.target('http://x').headers(); console.log('ready');`;
+    assert.equal(await inChild(program), 'ready\n');
+  });
+
+  it('leaves no timer and no watcher behind', async () => {
+    const program = `console.log('started');
+      const before = process.getActiveResourcesInfo().toSorted().join();
+      const client = createServiceClient({ targets });
+      await client.target('http://x').headers();
+      const waiting = client.target('http://y').headers().catch((error) => console.log(error.message));
+      await client.close();
+      await waiting;
+      await new Promise(setImmediate);
+      console.log(process.getActiveResourcesInfo().toSorted().join() === before);`;
+    assert.equal(await inChild(program), 'started\nThe client that reads /absent is closed\ntrue\n');
   });
 });
