@@ -235,8 +235,7 @@ export function createModel({ cacheTtlMs, refusalTtlMs, staleIfErrorMs }: Window
     const acceptedByMs = Math.max(last.acceptedByMs, reviewedByMs);
     const refusedByMs = Math.max(last.refusedByMs, reviewedByMs);
     const isClear = token.kind === 'good';
-    if (last.isRefused) return;
-    if (isClear && answer === 'allowed') {
+    if (isClear && answer === 'allowed' && !last.isRefused) {
       // An acceptance that was remembered is no younger for having been used; and none is older than the first request.
       const firstMs = Math.min(...token.requests.map(({ sentMs }) => sentMs));
       const fromMs = facts.mayBeCached || facts.mayBeStale ? (before.acceptedFromMs ?? firstMs) : facts.reviewedFromMs;
@@ -268,7 +267,8 @@ export function createModel({ cacheTtlMs, refusalTtlMs, staleIfErrorMs }: Window
 
   function explain(one: Asked, facts: Facts): string {
     const { token } = one;
-    const at = (ms: number): string => (Number.isFinite(ms) ? `${((ms - startedMs) / 1000).toFixed(3)} s` : 'not yet');
+    const at = (ms: number): string =>
+      ms < startedMs ? 'before the start' : Number.isFinite(ms) ? `${((ms - startedMs) / 1000).toFixed(3)} s` : 'not yet';
     const lines = [
       `token: ${token.kind}, ${token.serviceAccount} ${token.pod}, minted ${at(token.mintedMs)}, expires ${at(token.expiresMs)}`,
       `key: ${token.key === undefined ? 'none of the cluster' : `known to the guard from ${at(token.key.knownFromMs)}`}`,

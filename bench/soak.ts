@@ -92,7 +92,9 @@ async function soak(options: Options, interruption: AbortSignal): Promise<number
   await cluster.mint({ kind: 'good', serviceAccount: serviceAccountOf(0), pod: 'first', audience });
 
   const guardOptions: GuardOptions = { audience, allow: ['fleet/*'], header, apiServer: own.apiServer, ...windows };
-  const child = fork(new URL('soak-server.ts', import.meta.url), [JSON.stringify(guardOptions)], { execArgv: ['--expose-gc'] });
+  const child = fork(new URL('soak-server.ts', import.meta.url), [JSON.stringify(guardOptions)], {
+    execArgv: ['--expose-gc', '--no-warnings'],
+  });
   const died = new AbortController();
   child.once('exit', (code, signal) => died.abort(new Error(`The guard's process ended: ${code ?? signal}`)));
   const [{ port }] = (await once(child, 'message', { signal: died.signal })) as [Listening];
@@ -130,8 +132,8 @@ async function soak(options: Options, interruption: AbortSignal): Promise<number
   await authority.recover();
   await client.quiet(died.signal);
   await observer.settle();
-  const heap = { warm: await warmedUp, end: await observer.measureHeap(), callers: tally.callers() - (await remembered) };
   clearInterval(watch);
+  const heap = { warm: await warmedUp, end: await observer.measureHeap(), callers: tally.callers() - (await remembered) };
   calls.count();
   progress.end();
   model.judge(Number.POSITIVE_INFINITY);
@@ -279,7 +281,7 @@ async function probe({ cluster, client, ended, options }: World): Promise<void> 
   for (let index = 0; !ended.aborted; index++) {
     await sleep(400, ended);
     const serviceAccount = serviceAccountOf(index % options.callers);
-    const token = await cluster.mint({ kind: 'good', serviceAccount, pod: `probe-${index % 40}`, audience });
+    const token = await cluster.mint({ kind: 'good', serviceAccount, pod: `probe-${index}`, audience });
     // Not waited for: in an outage that is slow, the next one should be there when it ends.
     void client.send(token);
   }
@@ -529,7 +531,7 @@ function print(tally: Tally, { reviews, troubles, stalls, heap, seed }: Outcome)
     reviews: `${reviews}`,
     heap: `${inMebibytes(heap.warm)} after warm-up, ${inMebibytes(heap.end)} at the end; flat is at most ${inMebibytes(limit)}: 10 % and 2 MiB more, and 4 KiB for each of ${heap.callers} callers first seen since`,
     'stood still': `${stalls} times for more than 0.5 s, in which any review may fail`,
-    rejections: `${troubles.length} unhandled, or other trouble`,
+    unhandled: `${troubles.length} rejections, process warnings and the like`,
     differences: `${tally.differences.length}`,
     seed: `${seed}`,
   };
