@@ -121,6 +121,15 @@ describe('createVerdicts', () => {
     assert.equal((await verdicts.ask('k', undefined, answering(unavailable))).outcome, 'unavailable');
   });
 
+  it('erases a refusal by an acceptance', async () => {
+    const verdicts = createVerdicts({ ...options, cacheTtlMs: 0, refusalTtlMs: 120_000 }, shut, quiet);
+    await verdicts.ask('k', undefined, answering(refused));
+    mock.timers.setTime(start - 10_000);
+    await verdicts.ask('k', undefined, answering(accepted()));
+    mock.timers.setTime(start + 10_000);
+    assert.equal(verdicts.recall('k'), undefined);
+  });
+
   it('makes one review for all who wait for the same verdict', async () => {
     const verdicts = createVerdicts(options, shut, quiet);
     let reviews = 0;

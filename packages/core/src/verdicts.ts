@@ -85,8 +85,9 @@ export function createVerdicts(options: MemoryOptions, breaker: Pick<Breaker, 'i
     if (verdict.outcome === 'refused') {
       acceptances.forget(key);
       if (refusalTtlMs > 0) refusals.keep(key, spender, verdict, Date.now());
-    } else if (Math.max(cacheTtlMs, staleIfErrorMs) > 0) {
-      acceptances.keep(key, verdict.caller.serviceAccount, verdict, askedAtMs);
+    } else {
+      refusals.forget(key);
+      if (Math.max(cacheTtlMs, staleIfErrorMs) > 0) acceptances.keep(key, verdict.caller.serviceAccount, verdict, askedAtMs);
     }
     return { ...verdict, source };
   }
