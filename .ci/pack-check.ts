@@ -1,5 +1,5 @@
 // The packages as they would be published: packed, linted, installed with npm into an empty project, imported and required, and run behind
-// each framework on every Node that we name.
+// each framework on every Node that we name, which also calls one with its built-in fetch.
 
 import { execFileSync, spawnSync } from 'node:child_process';
 import { mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
@@ -46,9 +46,11 @@ const apps = {
   },
 };
 
+const shared = { createServiceClient: '@k8s-sa-auth/core', createAuthority: '@k8s-sa-auth/testing', once: 'node:events' };
+
 function program(name: keyof typeof apps, kind: 'import' | 'require'): string {
   const { imports, start } = apps[name];
-  const load = Object.entries({ createAuthority: '@k8s-sa-auth/testing', once: 'node:events', ...imports }).map(([what, from]) => {
+  const load = Object.entries({ ...shared, ...imports }).map(([what, from]) => {
     if (kind === 'import') return what === 'default' ? `import framework from '${from}';` : `import { ${what} } from '${from}';`;
     return what === 'default' ? `const framework = require('${from}');` : `const { ${what} } = require('${from}');`;
   });
@@ -64,6 +66,11 @@ function program(name: keyof typeof apps, kind: 'import' | 'require'): string {
         const answer = await fetch(url, { headers: token ? { 'x-client-id': token } : {} });
         return [answer.status, (await answer.text()) === 'api/api'].join(' ');
       };
+      const api = await authority.pod('api/api', { tokens: { store: 'store' } });
+      const client = createServiceClient({ targets: [{ origin: url, tokenFile: api.tokenFile('store') }] });
+      const called = await (await client.serviceFetch(url)).text();
+      if (called !== 'api/api') throw new Error(called);
+      await client.close();
       const got = [await send(), await send('api/api'), await send('shop/shop')].join(', ');
       await close();
       await authority.close();
@@ -95,7 +102,7 @@ try {
     const node = join(project, 'node_modules', `node-${version}`, 'bin', 'node');
     const exact = execFileSync(node, ['--version'], { encoding: 'utf8' }).trim();
     for (const file of readdirSync(project).filter((name) => /\.[cm]js$/.test(name))) run(node, [file], project);
-    console.log(`✓ Node ${exact}: fastify, express and koa, imported and required`);
+    console.log(`✓ Node ${exact}: fastify, express and koa, imported and required, and called by serviceFetch`);
   }
 } finally {
   rmSync(project, { recursive: true });
