@@ -74,6 +74,8 @@ const retired: readonly number[] = [500, 502, 503, 504];
 export function createCluster(authority: Authority, own: Pod, model: Model): Cluster {
   const keys = new Map<string, Key>();
   let alive: Token[] = [];
+  // When pods end that are terminating. They can be given tokens still, which end with them.
+  const ending = new Map<string, number>();
 
   function bury(why: string, isMeant: (token: Token) => boolean, fromMs: number, byMs: number): void {
     const nowMs = Date.now();
@@ -105,20 +107,25 @@ export function createCluster(authority: Authority, own: Pod, model: Model): Clu
       const expiresMs = Number(claims?.['exp']) * 1000;
       const token = model.token({ kind, text, serviceAccount, pod: pod ?? '', key, mintedMs, expiresMs });
       alive.push(token);
+      const endsMs = ending.get(`${serviceAccount} ${pod}`);
+      if (endsMs !== undefined) model.bury(token, 'its pod was deleted with grace', endsMs, endsMs + 1);
       return token;
     },
     async deletePod(serviceAccount, pod) {
       const fromMs = Date.now();
       const [namespace] = serviceAccount.split('/');
+      ending.delete(`${serviceAccount} ${pod}`);
       await authority.delete('pod', `${namespace}/${pod}`);
       bury('its pod was deleted', (token) => token.serviceAccount === serviceAccount && token.pod === pod, fromMs, Date.now() + 1);
     },
     async terminatePod(serviceAccount, pod, secondsLeft) {
+      if (ending.has(`${serviceAccount} ${pod}`)) return;
       const [namespace] = serviceAccount.split('/');
       const graceMs = 30_000;
       const endsMs = Math.floor((Date.now() + secondsLeft * 1000) / 1000) * 1000;
       const deletedMs = endsMs - 60_000 - graceMs;
       await at(deletedMs - Date.now() + 500, () => authority.delete('pod', `${namespace}/${pod}`, { gracePeriodSeconds: graceMs / 1000 }));
+      ending.set(`${serviceAccount} ${pod}`, endsMs);
       bury('its pod was deleted with grace', (token) => token.serviceAccount === serviceAccount && token.pod === pod, endsMs, endsMs + 1);
     },
     async deleteServiceAccount(serviceAccount) {

@@ -192,6 +192,8 @@ async function call({ cluster, client, forger, options, ended }: World, index: n
     if (Date.now() > renewMs && (dead > Date.now() || dead + 20_000 * random() < Date.now())) {
       older.unshift(token);
       older.length = Math.min(older.length, 3);
+      // A pod that was terminating has ended by now, and goes.
+      if (gone !== undefined) await cluster.deletePod(serviceAccount, pod).catch(() => undefined);
       token = await mint();
       renewMs = Date.now() + 10_000 + random() * 30_000;
     }
