@@ -6,10 +6,13 @@ import {
   formatCredential,
   type IncomingRequest,
   refusalError,
+  refusesToken,
   responseHeadersFor,
   takeCredential,
+  type TokenHeader,
   unavailableError,
 } from './credential.ts';
+import type { AuthCode } from './errors.ts';
 
 function requestWith(...rawHeaders: string[]): IncomingRequest {
   const headers: Record<string, string> = {};
@@ -176,5 +179,36 @@ describe('formatCredential', () => {
   it('writes what takeCredential reads', () => {
     const request = requestWith('Authorization', formatCredential('a.b.c', 'authorization'));
     assert.deepEqual(takeCredential(request, 'authorization', false), { token: 'a.b.c' });
+  });
+});
+
+describe('refusesToken', () => {
+  it('reads the challenges that refusalError writes', () => {
+    const isRefused = (code: AuthCode, header: TokenHeader): boolean => {
+      const { status, headers } = refusalError(code, requestWith(), header);
+      return refusesToken(status, headers['www-authenticate']);
+    };
+    assert.deepEqual([isRefused('missing_token', 'x-client-id'), isRefused('missing_token', 'authorization')], [true, true]);
+    assert.deepEqual([isRefused('invalid_token', 'x-client-id'), isRefused('invalid_token', 'authorization')], [true, true]);
+    assert.deepEqual([isRefused('caller_not_allowed', 'x-client-id'), isRefused('caller_not_allowed', 'authorization')], [false, false]);
+  });
+
+  it('takes a 401 without a challenge for one, and a 403 not', () => {
+    assert.equal(refusesToken(401, undefined), true);
+    assert.equal(refusesToken(403, null), false);
+  });
+
+  it('takes no 401 that says who may not call', () => {
+    assert.equal(refusesToken(401, 'Bearer error="insufficient_scope"'), false);
+    assert.equal(refusesToken(401, 'ServiceAccount error="caller_not_allowed"'), false);
+  });
+
+  it('reads a challenge that was sent in several lines', () => {
+    assert.equal(refusesToken(403, ['Basic realm="x"', 'Bearer error="invalid_token"']), true);
+  });
+
+  it('takes no other status', () => {
+    assert.equal(refusesToken(200, 'Bearer error="invalid_token"'), false);
+    assert.equal(refusesToken(503, 'Bearer error="invalid_token"'), false);
   });
 });

@@ -27,7 +27,7 @@ export interface ClientOptions {
 /** One service that this process calls. */
 export interface Target {
   readonly origins: readonly string[];
-  /** The token header, for `http.request`, axios, got. It knows no redirect: forbid them. Rejects with a TokenFileError. */
+  /** The token header, for `http.request`, axios, got. It knows no redirect: forbid them, and ask anew for each request. Rejects with a TokenFileError. */
   headers(): Promise<Record<string, string>>;
 }
 
@@ -43,7 +43,11 @@ export interface TargetStatus {
 }
 
 export interface ServiceClient extends AsyncDisposable {
-  /** `fetch` with the target's token. Follows redirects only within the origin. Rejects with a TypeError on an origin that is not named, with a TokenFileError without a token. */
+  /**
+   * `fetch` with the target's token. Follows redirects only within the origin. Where the token is refused and the file has a newer one, it
+   * sends once more, unless the body is a stream or that of a `Request`. Rejects with a TypeError on an origin that is not named, with a
+   * TokenFileError without a token.
+   */
   readonly serviceFetch: typeof fetch;
   /** The target that an absolute URL belongs to. Throws a TypeError if none does. */
   target(url: string | URL): Target;

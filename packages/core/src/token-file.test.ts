@@ -183,6 +183,12 @@ describe('createTokenFile', () => {
     await rejects('token_not_sendable', /no expiry or no audience/);
   });
 
+  it('never sends a token whose expiry is no date', async () => {
+    const encode = (part: object): string => Buffer.from(JSON.stringify(part)).toString('base64url');
+    writeFileSync(join(directory, 'token'), `${encode({ alg: 'RS256' })}.${encode({ aud: 'shop', exp: -1e300 })}.c2ln`);
+    await rejects('token_not_sendable', /no expiry or no audience/);
+  });
+
   it('reads regular files only', async () => {
     mkdirSync(join(directory, 'token'));
     await rejects('token_file_unreadable', /is not a regular file/);

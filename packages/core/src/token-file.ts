@@ -61,7 +61,7 @@ async function loadSendableToken(path: string): Promise<LoadedToken> {
   if (jwt === undefined) throw unsendable('is not one compact JWT. The file must hold the token and nothing else');
   const claims = readClaims(jwt);
   const [audience, ...others] = claims?.audiences ?? [];
-  if (claims === undefined || audience === undefined) {
+  if (claims === undefined || audience === undefined || Number.isNaN(new Date(claims.expiresAtMs).getTime())) {
     throw unsendable('has no expiry or no audience. Use a projected serviceAccountToken with an audience, not a token from a Secret');
   }
   if (others.length > 0)
@@ -247,7 +247,7 @@ export function createTokenFile(file: string, log: Log): TokenFile {
     peek() {
       if (closed) return undefined;
       const now = Date.now();
-      if (now >= reloadAtMs && loaded !== undefined) void reload();
+      if (now >= reloadAtMs && loaded !== undefined && loading === undefined) void reload();
       return live(now)?.token;
     },
     async token() {
