@@ -109,7 +109,7 @@ export interface Admission {
 /** Throws a TypeError on anything that is not understood. */
 export function readAllow(allow: unknown): Admission {
   if (allow === 'any') return { isAllowed: () => true, mayBeAllowed: () => true };
-  if (typeof allow === 'function') return { isAllowed: allow as AllowPredicate, mayBeAllowed: () => true };
+  if (typeof allow === 'function') return { isAllowed: askSafely(allow as AllowPredicate), mayBeAllowed: () => true };
   if (!Array.isArray(allow) || allow.length === 0) {
     throw new TypeError(
       `"allow" says who may call: a list such as ['api/api', 'ops/*'], a function, or the word 'any' for every ServiceAccount of the cluster`,
@@ -124,6 +124,17 @@ export function readAllow(allow: unknown): Admission {
   }
   const matches = ({ namespace, name }: Identity): boolean => serviceAccounts.has(`${namespace}/${name}`) || namespaces.has(namespace);
   return { isAllowed: matches, mayBeAllowed: matches };
+}
+
+// What a predicate throws can be anything: nothing at all, a word that a framework obeys, an error with a status of its own.
+function askSafely(predicate: AllowPredicate): AllowPredicate {
+  return async (caller, request) => {
+    try {
+      return await predicate(caller, request);
+    } catch (cause) {
+      throw new Error('"allow" failed', { cause });
+    }
+  };
 }
 
 function readPattern(pattern: unknown): CallerPattern {

@@ -79,7 +79,8 @@ function asMiddleware(guard: Guard): ExpressGuard {
           // https://github.com/pillarjs/finalhandler/blob/v2.1.1/index.js#L282
           if (error.headers['connection'] === 'close') Object.assign(req, { finished: true });
         }
-        next(error);
+        // Never a falsy value or a word, which Express would take for "go on".
+        next(error instanceof Error ? error : new Error('The guard failed', { cause: error }));
       },
     );
   };

@@ -718,6 +718,28 @@ function casesOfBothHeaders(stage: Stage): void {
       assertHoldsNone(answer.body, [token], 'the body');
     });
 
+    it('gets a 500 from a predicate that rejects with nothing', async () => {
+      const app = await start({ allow: () => Promise.reject() });
+      assert.equal((await app.sendToken(await issue())).status, 500);
+      assert.equal(app.runs, 0);
+    });
+
+    it('gets a 500 from a predicate that rejects with a word that means more to a framework', async () => {
+      const app = await start({ allow: () => Promise.reject('route') });
+      const answer = await app.sendToken(await issue());
+      assert.equal(answer.status, 500);
+      assert.doesNotMatch(answer.body, /route/);
+      assert.equal(app.runs, 0);
+    });
+
+    it('gets a 500 from a predicate that throws an error with a status of its own', async () => {
+      const app = await start({
+        allow: () => Promise.reject(Object.freeze(Object.assign(new Error('failed'), { status: 200, statusCode: 200 }))),
+      });
+      assert.equal((await app.sendToken(await issue())).status, 500);
+      assert.equal(app.runs, 0);
+    });
+
     it('gets a 500 from a predicate that rejects', async () => {
       const app = await start({ allow: () => Promise.reject(new Error('the predicate failed')) });
       const answer = await app.sendToken(await issue());
