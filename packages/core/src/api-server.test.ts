@@ -1,6 +1,8 @@
 import assert from 'node:assert/strict';
 import { execFile } from 'node:child_process';
+import { subscribe, unsubscribe } from 'node:diagnostics_channel';
 import { copyFileSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import type { ClientRequest } from 'node:http';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, afterEach, before, beforeEach, describe, it, mock } from 'node:test';
@@ -88,6 +90,22 @@ describe('connectApiServer, asking', () => {
     authority.fail({ status: 503, body: '' });
     assert.equal((await connection.ask(review, 5_000)).status, 503);
     assert.equal(authority.calls.length, asked + 4);
+  });
+
+  it('leaves nothing behind on a connection that it reuses', async () => {
+    let listeners = 0;
+    const count = (message: unknown): void => {
+      const { request } = message as { request: ClientRequest };
+      listeners = request.socket?.listenerCount('secureConnect') ?? 0;
+    };
+    subscribe('http.client.request.start', count);
+    try {
+      const connection = connect();
+      for (let asked = 0; asked < 20; asked++) await ask(connection);
+      assert.equal(listeners, 0);
+    } finally {
+      unsubscribe('http.client.request.start', count);
+    }
   });
 
   it('does not wait longer than its budget for a Retry-After', async () => {

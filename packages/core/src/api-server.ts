@@ -191,6 +191,8 @@ function attempt(url: URL, agent: Agent, credentials: Credentials, question: Que
     );
     request.once('socket', (socket) => {
       isSecure = request.reusedSocket;
+      // Not on a reused socket, where it would never come off: the listener holds the request, and the request the token.
+      if (isSecure) return;
       socket.once('secureConnect', () => {
         isSecure = true;
       });
