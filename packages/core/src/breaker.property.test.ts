@@ -194,7 +194,7 @@ describe('the breaker, whatever happens', () => {
           mock.timers.tick(waitMs);
         }
       }),
-      cases(),
+      cases(5),
     );
   });
 });

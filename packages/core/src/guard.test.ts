@@ -61,6 +61,7 @@ describe('createGuard, its options', () => {
   it('refuses an empty list of audiences', () => rejects({ allow: 'any', audience: [] }, /"audience" is one name/));
   it('refuses an audience with a comma', () => rejects({ allow: 'any', audience: 'a,b' }, /without commas/));
   it('refuses an audience with white space', () => rejects({ allow: 'any', audience: ['a', 'b c'] }, /white space/));
+  it('refuses a list of audiences with holes', () => rejects({ allow: 'any', audience: new Array(2) }, /"audience" is one name/));
   it('refuses an audience that is not a string', () => rejects({ allow: 'any', audience: 7 }, /"audience" is one name/));
   it('refuses an audience of undefined', () => rejects({ allow: 'any', audience: undefined }, /"audience" is undefined/));
   it('requires allow', () => rejects({ audience: 'a' }, /"allow" says who may call/));
@@ -264,13 +265,24 @@ describe('guard.check', () => {
     assert.deepEqual(asked, ['api/api', { method: 'GET', route: '/secrets/:id' }]);
   });
 
-  it('lets the error of a predicate through, which is a 500', async () => {
-    const guard = guardWith({
-      allow: () => {
-        throw new RangeError('a bug');
-      },
-    });
-    await assert.rejects(guard.check(carrying(await apiToken())), { name: 'RangeError' });
+  it('makes a 500 of whatever a predicate throws, with the cause for the operator', async () => {
+    const token = await apiToken();
+    const failing = (cause: unknown): Promise<unknown> => guardWith({ allow: () => Promise.reject(cause) }).check(carrying(token));
+    const bug = new RangeError('a bug');
+    await assert.rejects(failing(bug), (error: Error) => error.message === '"allow" failed' && error.cause === bug);
+    await assert.rejects(failing(undefined), { name: 'Error', message: '"allow" failed' });
+    await assert.rejects(failing('route'), { name: 'Error', message: '"allow" failed' });
+    await assert.rejects(failing(Object.freeze(Object.assign(new Error('x'), { status: 200 }))), (error: object) => !('status' in error));
+  });
+
+  it('decides without a logger that fails', async () => {
+    const broken = (): never => {
+      throw new Error('log stream destroyed');
+    };
+    const guard = guardWith({ logger: { info: broken, warn: broken, error: broken } });
+    await assert.rejects(guard.check(carrying('garbage')), { status: 403 });
+    authority.fail('outage');
+    await assert.rejects(guard.check(carrying(await apiToken())), { status: 503 });
   });
 
   it('asks once for a token that it remembers', async () => {
@@ -477,6 +489,9 @@ describe('mode observe', () => {
     });
     assert.equal(await mistaken.check(carrying(token)), undefined);
     assert.equal(last().reason, 'guard_failed');
+    assert.match(last().detail ?? '', /a bug/);
+    const unprintable = guardWith({ mode: 'observe', allow: () => Promise.reject(Object.create(null) as Error) });
+    assert.equal(await unprintable.check(carrying(token)), undefined);
     authority.fail('outage');
     assert.equal(await guardWith({ mode: 'observe' }).check(carrying(token)), undefined);
     assert.equal(last().outcome, 'unavailable');

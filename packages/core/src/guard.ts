@@ -1,5 +1,7 @@
 // How a request is decided: the page to open first.
 
+import { inspect } from 'node:util';
+
 import { connectApiServer } from './api-server.ts';
 import { createBreaker } from './breaker.ts';
 import { type AskedFor, type Caller, formatUsername } from './caller.ts';
@@ -20,7 +22,7 @@ import {
 import { createReadiness } from './readiness.ts';
 import { type Claims, screen as screenClaims } from './screening.ts';
 import { createSigningKeys } from './signing-keys.ts';
-import { mayReviewTokens, reviewToken } from './token-review.ts';
+import { mayReviewTokens, printable, reviewToken } from './token-review.ts';
 import { createVerdicts, type Sourced } from './verdicts.ts';
 import { createVerification } from './verification.ts';
 
@@ -142,10 +144,12 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
     const late = new Promise<Ruling>((resolve) => {
       timer = setTimeout(() => resolve({ outcome: 'unavailable', reason: 'observe_timeout', source: 'review' }), observeMs);
     });
-    const failed = (error: unknown): Ruling => {
-      const detail = error instanceof Error ? error.message : String(error);
-      return { outcome: 'unavailable', reason: 'guard_failed', detail, source: 'review' };
-    };
+    const failed = (error: unknown): Ruling => ({
+      outcome: 'unavailable',
+      reason: 'guard_failed',
+      detail: describeError(error),
+      source: 'review',
+    });
     const ruling = await Promise.race([decide(...question).catch(failed), late]);
     clearTimeout(timer);
     return ruling;
@@ -189,4 +193,13 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
   }
 
   return guardRoute(firstRoute);
+}
+
+// What a predicate threw may refuse to be printed.
+function describeError(error: unknown): string {
+  try {
+    return printable(inspect(error instanceof Error ? (error.cause ?? error) : error, { depth: 0 }));
+  } catch {
+    return 'an error that cannot be printed';
+  }
 }

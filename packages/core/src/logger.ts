@@ -15,19 +15,24 @@ export interface Log {
 
 const warned = new Set<string>();
 
+function warnOnce(kind: string, message: string): void {
+  if (warned.has(kind)) return;
+  warned.add(kind);
+  process.emitWarning(message, { type: 'K8sSaAuthWarning', code: kind.toUpperCase() });
+}
+
 export function createLog(logger: Logger | undefined): Log {
-  if (logger !== undefined) {
-    return {
-      info: (details, message) => logger.info(details, message),
-      warn: (kind, details, message) => logger.warn({ ...details, kind }, message),
-    };
-  }
+  if (logger === undefined) return { info: () => {}, warn: (kind, _details, message) => warnOnce(kind, message) };
+  // A logger that fails must not decide a request.
+  const tell = (level: 'info' | 'warn', details: object, message: string): void => {
+    try {
+      logger[level](details, message);
+    } catch {
+      warnOnce('logger_failed', `The logger failed. It was to be told: ${message}`);
+    }
+  };
   return {
-    info: () => {},
-    warn(kind, _details, message) {
-      if (warned.has(kind)) return;
-      warned.add(kind);
-      process.emitWarning(message, { type: 'K8sSaAuthWarning', code: kind.toUpperCase() });
-    },
+    info: (details, message) => tell('info', details, message),
+    warn: (kind, details, message) => tell('warn', { ...details, kind }, message),
   };
 }

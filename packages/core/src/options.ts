@@ -101,7 +101,7 @@ function readAudiences(audience: unknown, inherited: Route | undefined): readonl
   if (audience === undefined && inherited !== undefined && inherited.audiences.length > 0) return inherited.audiences;
   if (audience === undefined)
     throw new TypeError(`"audience" is required: the name that this service answers to, such as audience: 'secret-store'`);
-  const audiences: readonly unknown[] = Array.isArray(audience) ? audience : [audience];
+  const audiences: readonly unknown[] = Array.isArray(audience) ? [...(audience as readonly unknown[])] : [audience];
   const isName = (name: unknown): name is string => typeof name === 'string' && /^[^\s,]+$/.test(name);
   if (audiences.length === 0 || !audiences.every(isName)) {
     throw new TypeError(`"audience" is one name or several, each without commas or white space, not ${JSON.stringify(audience)}`);

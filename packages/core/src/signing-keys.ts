@@ -97,7 +97,8 @@ export function createSigningKeys(apiServer: ApiServerConnection, log: Log): Sig
       return look(token, claims) ?? (takeUnknown() ? 'unscreened' : 'limited');
     },
     async verify(token, claims) {
-      const { keyId = '', algorithm } = claims;
+      const { keyId, algorithm } = claims;
+      if (keyId === undefined) return 'unknown';
       const arrivedAtMs = Date.now();
       if (!isWithin(loadedAtMs, strictAgeMs)) await reload();
       else if (!isWithin(loadedAtMs, strictReloadEveryMs)) void reload();

@@ -99,8 +99,8 @@ function isOutage(error: string): boolean {
   return text.endsWith('context deadline exceeded') || text.includes(', Get "https://') || text.includes('etcdserver:');
 }
 
-// What a server says is for the operator's eyes: no token that it may have echoed, nothing that a terminal would obey, and not at any length.
-function printable(text: string): string {
+/** For the operator's eyes: no token that it may have echoed, nothing that a terminal would obey, and not at any length. */
+export function printable(text: string): string {
   const withoutTokens = text.replaceAll(/\be[wy][\w-]{6,}\.[\w-]+(?:\.[\w-]*)?/g, '[token]');
   return withoutTokens.replaceAll(/[^\x20-\x7e]/g, ' ').slice(0, 256);
 }

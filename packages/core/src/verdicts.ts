@@ -77,7 +77,7 @@ export function createVerdicts(options: MemoryOptions, breaker: Pick<Breaker, 'i
   function settle(key: string, spender: string | undefined, verdict: Verdict, askedAtMs: number): Sourced {
     if (verdict.outcome === 'unavailable') {
       if (!isNoFailure.has(verdict.reason)) breaker.report('failed');
-      tell(verdict);
+      if (!isOurLimit.has(verdict.reason)) tell(verdict);
       return acceptedStill(key) ?? { ...verdict, source };
     }
     breaker.report('answered');
@@ -139,7 +139,8 @@ export function createVerdicts(options: MemoryOptions, breaker: Pick<Breaker, 'i
 }
 
 // The cluster answered, if not this question; or it was our own limit.
-const isNoFailure = new Set(['too_many_requests', 'review_timed_out_inside', 'closed']);
+const isOurLimit = new Set(['unknown_keys', 'closed']);
+const isNoFailure = new Set([...isOurLimit, 'too_many_requests', 'review_timed_out_inside']);
 
 interface Memory<V> {
   recall(key: string, ttlMs: number): V | undefined;

@@ -46,8 +46,8 @@ export function createVerification(apiServer: ApiServerConnection, signingKeys: 
     if (claims.issuer !== ours) return { outcome: 'refused', reason: 'other_issuer' };
     if (claims.expiresAtMs + leewayMs < nowMs) return { outcome: 'refused', reason: 'expired' };
     if (notBeforeMs === undefined || notBeforeMs - leewayMs > nowMs) return { outcome: 'refused', reason: 'not_valid_yet' };
-    if (claims.issuedAtMs === undefined || claims.expiresAtMs - claims.issuedAtMs > longestLifeMs)
-      return { outcome: 'refused', reason: 'long_lived' };
+    if (claims.issuedAtMs === undefined || claims.issuedAtMs - leewayMs > nowMs) return { outcome: 'refused', reason: 'not_valid_yet' };
+    if (claims.expiresAtMs - claims.issuedAtMs > longestLifeMs) return { outcome: 'refused', reason: 'long_lived' };
 
     const { serviceaccount, pod, node } = asObject(payload['kubernetes.io']) ?? {};
     const uid = asObject(serviceaccount)?.['uid'];
