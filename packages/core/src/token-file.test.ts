@@ -245,10 +245,13 @@ describe('createTokenFile', () => {
     await reloaded(file, () => file.status().error !== undefined);
     assert.equal(file.peek(), first);
     mkdirSync(mounted);
-    const second = await authority.token('api/api', { audience: 'secret-store', expirationSeconds: 1_200, pod: 'api-0' });
+    const second = await authority.token('api/api', { audience: 'secret-store', expirationSeconds: 86_400, pod: 'api-0' });
     writeFileSync(path, second);
-    mock.timers.enable({ apis: ['Date'], now: Date.now() + 10_000 });
-    await reloaded(file, () => file.peek() === second);
+    mock.timers.enable({ apis: ['Date'], now: Date.now() });
+    await reloaded(file, () => {
+      mock.timers.tick(1_000);
+      return file.peek() === second;
+    });
     mock.timers.reset();
     const third = await authority.token('api/api', { audience: 'secret-store', expirationSeconds: 1_800, pod: 'api-0' });
     writeFileSync(path, third);
