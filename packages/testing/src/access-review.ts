@@ -2,9 +2,9 @@
 import { bodyType } from './decoding.ts';
 import type { BodyType, Shape } from './decoding.ts';
 import type { Objects } from './objects.ts';
-import { authorize } from './rbac.ts';
+import { authorize, listRules } from './rbac.ts';
 import type { Attributes, Permission, UserInfo } from './rbac.ts';
-import { invalid } from './status.ts';
+import { badRequest, invalid } from './status.ts';
 import type { FieldError } from './status.ts';
 
 const attributes: Readonly<Record<string, Shape>> = {
@@ -42,10 +42,22 @@ export const subjectAccessReviewType: BodyType = bodyType('SubjectAccessReview',
   status,
 });
 
+/** The body of a LocalSubjectAccessReview: one that asks about a single namespace. */
+export const localSubjectAccessReviewType: BodyType = {
+  ...subjectAccessReviewType,
+  kind: 'LocalSubjectAccessReview',
+};
+
 /** The body of a SelfSubjectAccessReview. */
 export const selfSubjectAccessReviewType: BodyType = bodyType('SelfSubjectAccessReview', apiVersion, {
   spec: { struct: 'SelfSubjectAccessReviewSpec', fields: attributes },
   status,
+});
+
+/** The body of a SelfSubjectRulesReview. */
+export const selfSubjectRulesReviewType: BodyType = bodyType('SelfSubjectRulesReview', apiVersion, {
+  spec: { struct: 'SelfSubjectRulesReviewSpec', fields: { namespace: 'string' } },
+  status: { struct: 'SubjectRulesReviewStatus', fields: { resourceRules: 'any', nonResourceRules: 'any', incomplete: 'boolean' } },
 });
 
 /** What is asked, as it was sent. */
@@ -55,11 +67,16 @@ export interface AccessReviewSpec {
   readonly user?: string;
   readonly groups?: readonly string[];
   readonly uid?: string;
+  /** Of a SelfSubjectRulesReview. */
+  readonly namespace?: string;
 }
 
-/** Answers for the subject that the spec names. Throws a 422 {@link StatusError}. */
-export function reviewAccess(objects: Objects, spec: AccessReviewSpec): Permission {
+/** Answers for the subject that the spec names; `namespace` is that of the path, where there is one. Throws a {@link StatusError}. */
+export function reviewAccess(objects: Objects, spec: AccessReviewSpec, namespace?: string): Permission {
   const { user = '', groups = [] } = spec;
+  if (namespace !== undefined && spec.resourceAttributes?.['namespace'] !== namespace) {
+    throw badRequest(`spec.resourceAttributes.namespace must match namespace: ${namespace}`);
+  }
   const errors = checkAttributes(spec);
   if (user === '' && groups.length === 0) {
     errors.push({ field: 'spec.user', message: 'Invalid value: "": at least one of user or group must be specified' });
@@ -70,6 +87,12 @@ export function reviewAccess(objects: Objects, spec: AccessReviewSpec): Permissi
 /** Answers for the caller itself. Throws a 422 {@link StatusError}. */
 export function reviewOwnAccess(objects: Objects, user: UserInfo, spec: AccessReviewSpec): Permission {
   return answer(objects, user, spec, checkAttributes(spec));
+}
+
+/** Lists what the caller may do in a namespace. Throws a 400 {@link StatusError} without one. */
+export function reviewRules(objects: Objects, user: UserInfo, { namespace = '' }: AccessReviewSpec): object {
+  if (namespace === '') throw badRequest('no namespace on request');
+  return { ...listRules(objects, user, namespace), incomplete: false };
 }
 
 function answer(objects: Objects, user: UserInfo, spec: AccessReviewSpec, errors: readonly FieldError[]): Permission {

@@ -11,6 +11,10 @@ export interface Answer {
   readonly status: number;
   readonly headers?: Readonly<Record<string, string>>;
   readonly body: object | string;
+  /** Sends events one by one instead of a body, until it is disposed of; one that has none to come ends the answer. */
+  readonly stream?: (write: (event: object) => void) => Disposable | undefined;
+  /** After how many seconds a stream ends. Default 0: when the client goes. */
+  readonly seconds?: number;
 }
 
 /** What a request says of the answer that it wants. */
@@ -68,7 +72,12 @@ export function refusal(error: StatusError): Answer {
 }
 
 /** Sends an answer. */
-export function send(response: ServerResponse, { status, headers = {}, body }: Answer, wanted: Wanted): void {
+export function send(response: ServerResponse, answer: Answer, wanted: Wanted): void {
+  const { status, headers = {}, body, stream } = answer;
+  if (stream !== undefined) {
+    sendStream(response, stream, answer);
+    return;
+  }
   const isText = typeof body === 'string';
   const text = isText ? body : encode(body, wanted);
   const isCompressed = wanted.gzip && text.length > compressedFrom;
@@ -86,6 +95,29 @@ export function send(response: ServerResponse, { status, headers = {}, body }: A
     ...(content.length < chunkedFrom ? { 'Content-Length': content.length } : { 'Transfer-Encoding': 'chunked' }),
   });
   response.end(content);
+}
+
+function sendStream(response: ServerResponse, stream: NonNullable<Answer['stream']>, { status, headers = {}, seconds = 0 }: Answer): void {
+  response.removeHeader('Connection');
+  response.writeHead(status, {
+    'Audit-Id': randomUUID(),
+    'Cache-Control': 'no-cache, private',
+    'Content-Type': 'application/json',
+    ...flowHeaders,
+    ...headers,
+    'Transfer-Encoding': 'chunked',
+  });
+  response.flushHeaders();
+  const events = stream((event) => response.write(`${JSON.stringify(event)}\n`));
+  if (events === undefined) {
+    response.end();
+    return;
+  }
+  const timer = seconds > 0 ? setTimeout(() => response.end(), seconds * 1000).unref() : undefined;
+  response.on('close', () => {
+    clearTimeout(timer);
+    events[Symbol.dispose]();
+  });
 }
 
 function encode(body: object, { mediaType, pretty }: Wanted): string {

@@ -1,25 +1,24 @@
 // The only place that knows the authority's paths: what each request goes through, and which part answers it.
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import { setTimeout as delay } from 'node:timers/promises';
-import { reviewAccess, reviewOwnAccess, selfSubjectAccessReviewType, subjectAccessReviewType } from './access-review.ts';
-import type { AccessReviewSpec } from './access-review.ts';
 import { accepts, checkAcceptable, flowHeaders, readWanted, refusal, send } from './answer.ts';
 import type { Answer } from './answer.ts';
 import { createAuthenticator } from './authentication.ts';
 import type { Cluster } from './cluster.ts';
-import { decodeBody, formatManagedFields } from './decoding.ts';
-import type { BodyType, DecodedBody } from './decoding.ts';
+import { answerDiscovery } from './discovery.ts';
+import { mediaTypeOf, readAny, readBody, readObject } from './exchange.ts';
+import type { Exchange } from './exchange.ts';
 import type { Faults, Strike } from './faults.ts';
-import { formatTime } from './objects.ts';
+import { impersonate } from './impersonation.ts';
 import { authorize, forbidden } from './rbac.ts';
 import type { Attributes, UserInfo } from './rbac.ts';
-import { badRequest, methodNotAllowed, noSuchResource, notAcceptable, StatusError, unauthorized } from './status.ts';
+import { createRegistry } from './registry.ts';
+import type { Controllers } from './registry.ts';
+import { formatGroupVersion, resourceKinds } from './resources.ts';
+import { createReviews } from './reviews.ts';
+import { notAcceptable, StatusError, unauthorized } from './status.ts';
 import { parseTarget } from './target.ts';
 import type { Target } from './target.ts';
-import { formatTokenRequest, issueToken, tokenRequestType } from './token-request.ts';
-import type { BoundObjectReference } from './token-request.ts';
-import { formatSelfSubjectReview, reviewToken, reviewTokenForAnyAudience, selfSubjectReviewType, tokenReviewType } from './token-review.ts';
-import type { TokenReview } from './token-review.ts';
 
 /** A request that was answered; a token is never part of it. */
 export interface Call {
@@ -41,17 +40,10 @@ export interface ApiOptions {
   readonly url: () => string;
   /** Ends waits when the authority closes. */
   readonly signal: AbortSignal;
+  /** What follows a change of objects. Default: nothing, as on an API server that stands alone. */
+  readonly controllers?: Controllers;
 }
 
-interface Exchange {
-  readonly request: IncomingMessage;
-  readonly target: Target;
-  readonly body: string | undefined;
-  user: UserInfo | undefined;
-  warnings: string[];
-}
-
-const sizeLimit = 3 * 1024 * 1024;
 const version = {
   major: '1',
   minor: '36',
@@ -75,9 +67,12 @@ export function createApi({
   calls,
   url,
   signal,
+  controllers,
 }: ApiOptions): (request: IncomingMessage, response: ServerResponse) => void {
   const authenticator = createAuthenticator(cluster);
   const { objects } = cluster;
+  const review = createReviews(cluster, authenticator);
+  const registry = createRegistry(cluster, controllers);
 
   async function answer(request: IncomingMessage, response: ServerResponse): Promise<void> {
     const target = parseTarget(request.method ?? 'GET', request.url ?? '/');
@@ -136,7 +131,7 @@ export function createApi({
     const result = authenticator.authenticate(credentials ?? '');
     if ('error' in result) throw unauthorized();
     if (result.warning !== undefined) warnings.push(result.warning);
-    return result.user;
+    return impersonate(objects, result.user, request.headers);
   }
 
   function answerPath({ request }: Exchange, path: string): Answer {
@@ -154,7 +149,8 @@ export function createApi({
       if (!accepts(request, [mediaType])) throw notAcceptable([mediaType]);
       return { status: 200, headers: { ...published, 'Content-Type': mediaType }, body: cluster.keys.keySet() };
     }
-    return { status: 404, body: '404 page not found\n' };
+    const discovered = isRead ? answerDiscovery(request, path, new URL(url()).host) : undefined;
+    return discovered ?? { status: 404, body: '404 page not found\n' };
   }
 
   function describeIssuer(): object {
@@ -169,57 +165,27 @@ export function createApi({
 
   function answerResource(
     exchange: Exchange,
-    { group, resource, subresource, name, namespace }: Extract<Attributes, { resource: string }>,
+    attributes: Extract<Attributes, { resource: string }>,
     user: UserInfo,
-    strike: Strike | undefined,
+    strike?: Strike,
   ): Answer {
-    const at = `${group}/${exchange.target.version}/${[resource, subresource].filter((part) => part !== '').join('/')}`;
-    const create = {
-      'authentication.k8s.io/v1/tokenreviews': () => createTokenReview(exchange, strike),
-      'authentication.k8s.io/v1/selfsubjectreviews': () => {
-        decode(exchange, selfSubjectReviewType);
-        return created(formatSelfSubjectReview(user, formatTime(cluster.now())));
-      },
-      'authorization.k8s.io/v1/subjectaccessreviews': () =>
-        createAccessReview(exchange, subjectAccessReviewType, (spec) => reviewAccess(objects, spec)),
-      'authorization.k8s.io/v1/selfsubjectaccessreviews': () =>
-        createAccessReview(exchange, selfSubjectAccessReviewType, (spec) => reviewOwnAccess(objects, user, spec)),
-      '/v1/serviceaccounts/token': () => createToken(exchange, namespace ?? '', name ?? ''),
-    }[at];
-    const isInNamespace = namespace !== undefined && namespace !== '';
-    if (create === undefined || isInNamespace !== (subresource === 'token')) throw noSuchResource();
-    if (exchange.request.method !== 'POST') throw methodNotAllowed();
-    return create();
-  }
-
-  function createTokenReview(exchange: Exchange, strike: Strike | undefined): Answer {
-    const decoded = decode(exchange, tokenReviewType);
-    const review: TokenReview = decoded.object;
-    const status = (strike?.fault === 'ignores-audiences' ? reviewTokenForAnyAudience : reviewToken)(authenticator, review);
-    return created(formatReview(exchange, tokenReviewType, decoded, status));
-  }
-
-  function createAccessReview(exchange: Exchange, type: BodyType, review: (spec: AccessReviewSpec) => object): Answer {
-    const decoded = decode(exchange, type);
-    const { spec = {} }: { readonly spec?: AccessReviewSpec } = decoded.object;
-    return created(formatReview(exchange, type, decoded, review(spec)));
-  }
-
-  function createToken(exchange: Exchange, namespace: string, serviceAccount: string): Answer {
-    const { object } = decode(exchange, tokenRequestType);
-    const { metadata = {}, spec = {} }: TokenRequestBody = object;
-    const issued = issueToken(cluster, { ...spec, ...metadata, namespace, serviceAccount });
-    const time = formatTime(cluster.now());
-    const sent = { ...object, spec: { ...spec, expirationSeconds: issued.expirationSeconds } };
-    const fields = { manager: managerOf(exchange.request), time, subresource: 'token' };
-    const managedFields = formatManagedFields(tokenRequestType, sent, fields);
-    return created(formatTokenRequest(issued, spec.boundObjectRef, { creationTimestamp: time, managedFields }));
-  }
-
-  function formatReview({ request }: Exchange, type: BodyType, { object }: DecodedBody, status: object): object {
-    const { metadata, spec = {} }: { readonly metadata?: object; readonly spec?: object } = object;
-    const managedFields = formatManagedFields(type, object, { manager: managerOf(request), time: formatTime(cluster.now()) });
-    return { kind: type.kind, apiVersion: type.apiVersion, metadata: { ...metadata, managedFields }, spec, status };
+    const { target, request } = exchange;
+    const { group, resource, subresource = '', name = '', namespace = '', verb } = attributes;
+    const kind = resourceKinds.find((one) => one.resource === resource && one.group === group);
+    if (kind === undefined || target.version !== 'v1' || subresource === 'token') return review({ exchange, user, strike });
+    checkAcceptable(request);
+    return registry({
+      verb,
+      kind,
+      namespace: kind.kind === 'Namespace' ? '' : namespace,
+      name,
+      subresource,
+      query: target.query,
+      accept: request.headers.accept ?? '',
+      mediaType: mediaTypeOf(request),
+      body: () => readObject(exchange, { kind: kind.kind, apiVersion: formatGroupVersion(kind.group) }),
+      anyBody: () => readAny(exchange),
+    });
   }
 
   return (request, response) => {
@@ -231,21 +197,8 @@ export function createApi({
   };
 }
 
-interface TokenRequestBody {
-  readonly metadata?: { readonly name?: string; readonly uid?: string };
-  readonly spec?: {
-    readonly audiences?: readonly string[];
-    readonly expirationSeconds?: number;
-    readonly boundObjectRef?: BoundObjectReference;
-  };
-}
-
 function isTokenReview({ attributes }: Target): boolean {
   return 'resource' in attributes && attributes.resource === 'tokenreviews';
-}
-
-function created(body: object): Answer {
-  return { status: 201, body };
 }
 
 function tooManyRequests(): Answer {
@@ -255,35 +208,4 @@ function tooManyRequests(): Answer {
 function cut(body: object | string): string {
   const text = typeof body === 'string' ? body : JSON.stringify(body);
   return text.slice(0, Math.floor(text.length / 2));
-}
-
-function decode({ request, body, target, warnings }: Exchange, type: BodyType): DecodedBody {
-  checkAcceptable(request);
-  const mediaType = (request.headers['content-type'] ?? 'application/json').split(';')[0]?.trim() ?? '';
-  if (mediaType !== 'application/json' && mediaType !== 'application/yaml') {
-    const accepted = 'application/json, application/yaml, application/vnd.kubernetes.protobuf';
-    const message = `the body of the request was in an unknown format - accepted media types include: ${accepted}`;
-    throw new StatusError(415, 'UnsupportedMediaType', message);
-  }
-  if (body === undefined) throw new StatusError(413, 'RequestEntityTooLarge', `Request entity too large: limit is ${sizeLimit}`);
-  const validation = target.query.get('fieldValidation') ?? 'Warn';
-  if (!['Ignore', 'Strict', 'Warn'].includes(validation)) throw badRequest(`invalid fieldValidation "${validation}"`);
-  const decoded = decodeBody(type, body, { yaml: mediaType === 'application/yaml', strict: validation === 'Strict' });
-  if (validation === 'Warn') warnings.push(...decoded.warnings);
-  return decoded;
-}
-
-function managerOf(request: IncomingMessage): string {
-  return (request.headers['user-agent'] ?? 'unknown').split('/')[0] ?? 'unknown';
-}
-
-async function readBody(request: IncomingMessage): Promise<string | undefined> {
-  const chunks: Buffer[] = [];
-  let size = 0;
-  for await (const chunk of request) {
-    if (!Buffer.isBuffer(chunk)) continue;
-    size += chunk.length;
-    if (size <= sizeLimit) chunks.push(chunk);
-  }
-  return size <= sizeLimit ? Buffer.concat(chunks).toString() : undefined;
 }

@@ -18,7 +18,7 @@ import { createPodObject, ensurePodObject, generateName, podSpec, startPod } fro
 import type { Pod } from './pods.ts';
 import { createSigningKeys, generateSigningKey } from './signing.ts';
 import { issueToken } from './token-request.ts';
-import { applyManifests } from './workloads.ts';
+import { createWorkloads } from './workloads.ts';
 
 /** Options of {@link createAuthority}. */
 export interface AuthorityOptions {
@@ -116,7 +116,12 @@ export async function createAuthority({ manifests, port = 0 }: AuthorityOptions 
   const outages = new Set<symbol>();
   let pods: readonly Pod[] = [];
   let url = '';
-  const api = createApi({ cluster, faults, calls, url: () => url, signal: closing.signal });
+  const workloads = createWorkloads(
+    cluster,
+    { start: (object) => start(object), stop: removePod, forget: forgetPod },
+    () => certificates.ca,
+  );
+  const api = createApi({ cluster, faults, calls, url: () => url, signal: closing.signal, controllers: workloads });
   const listener = await createListener(port, certificates, api).catch((error: unknown) => {
     rmSync(directory, { recursive: true });
     throw error;
@@ -158,7 +163,7 @@ export async function createAuthority({ manifests, port = 0 }: AuthorityOptions 
       return start(createPodObject(cluster, namespace, generateName(name), { spec: podSpec(name, tokens) }));
     },
     async apply(paths) {
-      return applyManifests(cluster, readManifests(paths), { start, stop: (namespace, name) => removePod(namespace, name) });
+      return workloads.apply(readManifests(paths));
     },
     async delete(kind, name, { gracePeriodSeconds = 0 } = {}) {
       if (kind === 'namespace') {

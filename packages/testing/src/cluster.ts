@@ -20,9 +20,14 @@ export interface Cluster {
 
 const issuer = 'https://kubernetes.default.svc.cluster.local';
 
-/** Makes a cluster that has only what a first start creates. */
-export function createCluster(keys: SigningKeys, now: () => number, staticTokens: ReadonlyMap<string, UserInfo>): Cluster {
-  const objects = createObjects(now);
+/** Makes a cluster that has only what a first start creates; `createUid` gives the uids of objects, which are random by default. */
+export function createCluster(
+  keys: SigningKeys,
+  now: () => number,
+  staticTokens: ReadonlyMap<string, UserInfo>,
+  createUid?: () => string,
+): Cluster {
+  const objects = createObjects(now, createUid);
   for (const object of bootstrapRoles) objects.create(object);
   return { issuer, apiAudiences: [issuer], now, keys, objects, staticTokens };
 }

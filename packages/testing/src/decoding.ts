@@ -57,6 +57,11 @@ export function decodeBody(
   body: string,
   { yaml, strict }: { readonly yaml: boolean; readonly strict: boolean },
 ): DecodedBody {
+  return decodeValue(type, decodeText(type, body, yaml), { strict });
+}
+
+/** Parses a body, JSON or YAML, and checks that it is of this kind. Throws a 400 {@link StatusError}. */
+export function decodeText(type: Pick<BodyType, 'kind' | 'apiVersion'>, body: string, yaml: boolean): JsonRecord {
   const value = parseBody(type, body, yaml);
   const { kind, apiVersion } = value;
   if (isText(apiVersion) && apiVersion !== type.apiVersion) {
@@ -68,6 +73,12 @@ export function decodeBody(
     const registered = `no kind "${kind}" is registered for version "${type.apiVersion}" ${scheme}`;
     throw badRequest(`${kind} in version "${version}" cannot be handled as a ${type.kind}: ${registered}`);
   }
+  return value;
+}
+
+/** Decodes a body that was parsed. Throws a 400 {@link StatusError}. */
+export function decodeValue(type: BodyType, value: JsonRecord, { strict }: { readonly strict: boolean }): DecodedBody {
+  const version = type.apiVersion.split('/').at(-1);
   const warnings: string[] = [];
   const refuse = (message: string): StatusError =>
     badRequest(`${type.kind} in version "${version}" cannot be handled as a ${type.kind}: ${message}`);
@@ -118,7 +129,7 @@ function ownFields(value: unknown, shape: Shape): object {
   return { ...('map' in shape || shape.pointer === true ? { '.': {} } : {}), ...Object.fromEntries(named) };
 }
 
-function parseBody(type: BodyType, body: string, yaml: boolean): JsonRecord {
+function parseBody(type: Pick<BodyType, 'kind'>, body: string, yaml: boolean): JsonRecord {
   const unrecognized = (why: string): StatusError =>
     badRequest(
       `the object provided is unrecognized (must be of type ${type.kind}): couldn't get version/kind; json parse error: ${why} (${summarize(body)})`,
@@ -162,13 +173,13 @@ function decodeStruct(value: JsonRecord, shape: Struct, path: string, warnings: 
   const decoded: [string, unknown][] = [];
   for (const [name, inner] of Object.entries(shape.fields)) {
     if (!Object.hasOwn(value, name)) continue;
-    const one = decodeValue(value[name], inner, { path: `${path}${name}`, struct: shape.struct }, warnings, refuse);
+    const one = decodeField(value[name], inner, { path: `${path}${name}`, struct: shape.struct }, warnings, refuse);
     if (!isEmpty(one, inner)) decoded.push([name, one]);
   }
   return Object.fromEntries(decoded);
 }
 
-function decodeValue(
+function decodeField(
   value: unknown,
   shape: Shape,
   at: { readonly path: string; readonly struct: string },
@@ -194,11 +205,11 @@ function decodeValue(
   }
   if ('list' in shape) {
     if (!Array.isArray(value)) throw mismatch(`[]${goName(shape.list)}`);
-    return value.map((one: unknown) => decodeValue(one, shape.list, at, warnings, refuse) ?? '');
+    return value.map((one: unknown) => decodeField(one, shape.list, at, warnings, refuse) ?? '');
   }
   if (!isRecord(value)) throw mismatch(goName(shape));
   if ('struct' in shape) return decodeStruct(value, shape, `${at.path}.`, warnings, refuse);
-  return Object.fromEntries(Object.entries(value).map(([key, one]) => [key, decodeValue(one, shape.map, at, warnings, refuse)]));
+  return Object.fromEntries(Object.entries(value).map(([key, one]) => [key, decodeField(one, shape.map, at, warnings, refuse)]));
 }
 
 function isEmpty(value: unknown, shape: Shape): boolean {

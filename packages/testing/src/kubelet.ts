@@ -21,6 +21,8 @@ export interface PodSpec {
 
 /** A container's environment and mounts. */
 export interface Container {
+  readonly name?: string;
+  readonly image?: string;
   readonly env?: readonly { readonly name: string; readonly value?: string; readonly valueFrom?: { readonly fieldRef?: FieldRef } }[];
   readonly volumeMounts?: readonly { readonly name: string; readonly mountPath: string; readonly subPath?: string }[];
 }

@@ -14,7 +14,7 @@ export interface Manifest {
 }
 
 const kinds: Readonly<Record<string, readonly string[]>> = {
-  v1: ['Namespace', 'ServiceAccount', 'Pod', 'Service', 'ConfigMap'],
+  v1: ['Namespace', 'ServiceAccount', 'Secret', 'Pod', 'Service', 'ConfigMap'],
   'apps/v1': ['Deployment'],
   'rbac.authorization.k8s.io/v1': ['ClusterRole', 'ClusterRoleBinding', 'Role', 'RoleBinding'],
 };
@@ -28,14 +28,14 @@ export function readManifests(paths: string | readonly string[]): readonly Manif
   return [paths].flat().flatMap((path) => listFiles(path).flatMap((file) => readFile(file)));
 }
 
-/** The pod's metadata and spec that a Deployment makes pods of. Throws an `Error` where there is none. */
-export function readTemplate({ file, document, object }: Manifest): { readonly labels: object | undefined; readonly spec: PodSpec } {
-  const { template }: { readonly template?: unknown } = readRecord(object['spec']);
-  const { metadata, spec }: { readonly metadata?: unknown; readonly spec?: unknown } = readRecord(template);
-  if (!isRecord(spec)) {
-    throw new Error(`${file}, document ${document}: Deployment ${object.metadata.name} has no spec.template.spec`);
-  }
-  const { labels }: { readonly labels?: unknown } = readRecord(metadata);
+/** The pod's labels and spec that a Deployment makes pods of. Throws an `Error` where there is none. */
+export function readTemplate({ metadata: { name }, spec: own }: NewObject): {
+  readonly labels: object | undefined;
+  readonly spec: PodSpec;
+} {
+  const { metadata, spec } = readRecord(readRecord(own)['template']);
+  if (!isRecord(spec)) throw new Error(`Deployment ${name} has no spec.template.spec`);
+  const { labels } = readRecord(metadata);
   return { labels: isRecord(labels) ? labels : undefined, spec };
 }
 

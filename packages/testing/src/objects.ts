@@ -1,5 +1,6 @@
 // The only place that keeps the cluster's objects: what they are called, their uids and resource versions.
 import { randomUUID } from 'node:crypto';
+import { kindOf, resourceKinds } from './resources.ts';
 import { notFound, StatusError } from './status.ts';
 
 /** Metadata as the cluster keeps it; times are RFC 3339 with whole seconds. */
@@ -9,9 +10,11 @@ export interface ObjectMetadata {
   readonly uid: string;
   readonly resourceVersion: string;
   readonly creationTimestamp: string;
+  readonly generation?: number;
   readonly deletionTimestamp?: string;
   readonly labels?: Readonly<Record<string, string>>;
   readonly annotations?: Readonly<Record<string, string>>;
+  readonly [field: string]: unknown;
 }
 
 /** An object of the cluster. Beyond its metadata it is what was sent. */
@@ -30,14 +33,6 @@ export interface NewObject {
   readonly [field: string]: unknown;
 }
 
-/** A kind of object that the cluster keeps. */
-export interface ResourceKind {
-  readonly kind: string;
-  readonly resource: string;
-  readonly group: string;
-  readonly namespaced: boolean;
-}
-
 /** The cluster's objects, by kind, namespace and name. */
 export interface Objects {
   /** Throws a {@link StatusError}: 409 where the name is taken, 404 where the namespace does not exist. */
@@ -50,49 +45,40 @@ export interface Objects {
   list(kind: string, namespace?: string): readonly ClusterObject[];
   /** Removes an object, and with a namespace all that is in it; returns what was removed. Throws a 404 {@link StatusError}. */
   remove(kind: string, name: string, namespace?: string): readonly ClusterObject[];
+  /** The resource version of the last change. */
+  version(): string;
+  /** The changes after this resource version; `undefined` where they are no longer known. */
+  since(version: number): readonly Change[] | undefined;
+  /** Tells of every change from now on, until it is disposed of. */
+  subscribe(listener: (change: Change) => void): Disposable;
 }
 
-const rbac = 'rbac.authorization.k8s.io';
-
-/** The kinds that the cluster keeps. */
-export const resourceKinds: readonly ResourceKind[] = [
-  { kind: 'Namespace', resource: 'namespaces', group: '', namespaced: false },
-  { kind: 'Node', resource: 'nodes', group: '', namespaced: false },
-  { kind: 'ServiceAccount', resource: 'serviceaccounts', group: '', namespaced: true },
-  { kind: 'Pod', resource: 'pods', group: '', namespaced: true },
-  { kind: 'Secret', resource: 'secrets', group: '', namespaced: true },
-  { kind: 'ConfigMap', resource: 'configmaps', group: '', namespaced: true },
-  { kind: 'Service', resource: 'services', group: '', namespaced: true },
-  { kind: 'Deployment', resource: 'deployments', group: 'apps', namespaced: true },
-  { kind: 'ClusterRole', resource: 'clusterroles', group: rbac, namespaced: false },
-  { kind: 'ClusterRoleBinding', resource: 'clusterrolebindings', group: rbac, namespaced: false },
-  { kind: 'Role', resource: 'roles', group: rbac, namespaced: true },
-  { kind: 'RoleBinding', resource: 'rolebindings', group: rbac, namespaced: true },
-];
+/** What has happened to an object, in the words of a watch. */
+export interface Change {
+  readonly type: 'ADDED' | 'MODIFIED' | 'DELETED';
+  readonly object: ClusterObject;
+}
 
 /** Formats a time as Kubernetes writes it. */
 export function formatTime(milliseconds: number): string {
   return new Date(milliseconds).toISOString().replace(/\.\d+Z$/, 'Z');
 }
 
-/** Makes an empty store; `now` gives the time in milliseconds. */
-export function createObjects(now: () => number): Objects {
+/** Makes an empty store; `now` gives the time in milliseconds, and `createUid` the uids of new objects. */
+export function createObjects(now: () => number, createUid: () => string = randomUUID): Objects {
   const kept = new Map<string, Map<string, ClusterObject>>(resourceKinds.map(({ kind }) => [kind, new Map()]));
+  const listeners = new Set<(change: Change) => void>();
+  const history: Change[] = [];
   let version = 0;
 
-  const resourceOf = (kind: string): ResourceKind => {
-    const resource = resourceKinds.find((one) => one.kind === kind);
-    if (resource === undefined) throw new TypeError(`the cluster keeps no objects of kind ${kind}`);
-    return resource;
-  };
-  const ofKind = (kind: string): Map<string, ClusterObject> => kept.get(resourceOf(kind).kind) ?? new Map<string, ClusterObject>();
+  const ofKind = (kind: string): Map<string, ClusterObject> => kept.get(kindOf(kind).kind) ?? new Map<string, ClusterObject>();
   const keyOf = (kind: string, name: string, namespace: string | undefined): string =>
-    resourceOf(kind).namespaced ? `${namespace ?? 'default'}/${name}` : name;
+    kindOf(kind).namespaced ? `${namespace ?? 'default'}/${name}` : name;
 
   const objects: Objects = {
     create(object) {
       const { kind, metadata } = object;
-      const { namespaced, resource, group } = resourceOf(kind);
+      const { namespaced, resource, group } = kindOf(kind);
       const namespace = namespaced ? (metadata.namespace ?? 'default') : undefined;
       if (namespace !== undefined) objects.get('Namespace', namespace);
       if (objects.find(kind, metadata.name, namespace) !== undefined) {
@@ -103,12 +89,12 @@ export function createObjects(now: () => number): Objects {
           kind: resource,
         });
       }
-      return keep(object, namespace, metadata.uid ?? randomUUID(), formatTime(now()));
+      return keep('ADDED', object, namespace, metadata.uid ?? createUid(), formatTime(now()));
     },
     replace(object) {
       const { kind, metadata } = object;
       const { uid, creationTimestamp, namespace } = objects.get(kind, metadata.name, metadata.namespace).metadata;
-      return keep(object, namespace, uid, creationTimestamp);
+      return keep('MODIFIED', object, namespace, uid, creationTimestamp);
     },
     find(kind, name, namespace) {
       return ofKind(kind).get(keyOf(kind, name, namespace));
@@ -116,7 +102,7 @@ export function createObjects(now: () => number): Objects {
     get(kind, name, namespace) {
       const object = objects.find(kind, name, namespace);
       if (object !== undefined) return object;
-      const { resource, group } = resourceOf(kind);
+      const { resource, group } = kindOf(kind);
       throw notFound(resource, name, group);
     },
     list(kind, namespace) {
@@ -125,15 +111,44 @@ export function createObjects(now: () => number): Objects {
     },
     remove(kind, name, namespace) {
       const object = objects.get(kind, name, namespace);
-      ofKind(kind).delete(keyOf(kind, name, namespace));
-      if (kind !== 'Namespace') return [object];
-      const inside = resourceKinds.filter(({ namespaced }) => namespaced).flatMap((one) => objects.list(one.kind, name));
-      for (const { kind: innerKind, metadata } of inside) ofKind(innerKind).delete(keyOf(innerKind, metadata.name, name));
+      const inside =
+        kind === 'Namespace' ? resourceKinds.filter(({ namespaced }) => namespaced).flatMap((one) => objects.list(one.kind, name)) : [];
+      for (const one of [...inside, object]) {
+        ofKind(one.kind).delete(keyOf(one.kind, one.metadata.name, one.metadata.namespace));
+        version += 1;
+        tell({ type: 'DELETED', object: { ...one, metadata: { ...one.metadata, resourceVersion: String(version) } } });
+      }
       return [object, ...inside];
+    },
+    version: () => String(version),
+    since(from) {
+      const [oldest] = history;
+      const isKnown = from >= version || (oldest !== undefined && from >= Number(oldest.object.metadata.resourceVersion) - 1);
+      return isKnown ? history.filter(({ object }) => Number(object.metadata.resourceVersion) > from) : undefined;
+    },
+    subscribe(listener) {
+      listeners.add(listener);
+      return {
+        [Symbol.dispose]() {
+          listeners.delete(listener);
+        },
+      };
     },
   };
 
-  function keep(object: NewObject, namespace: string | undefined, uid: string, creationTimestamp: string): ClusterObject {
+  function tell(change: Change): void {
+    if (history.length >= 2000) history.splice(0, 1000);
+    history.push(change);
+    for (const listener of listeners) listener(change);
+  }
+
+  function keep(
+    type: Change['type'],
+    object: NewObject,
+    namespace: string | undefined,
+    uid: string,
+    creationTimestamp: string,
+  ): ClusterObject {
     version += 1;
     const { name, namespace: _, ...rest } = object.metadata;
     const metadata: ObjectMetadata = {
@@ -146,6 +161,7 @@ export function createObjects(now: () => number): Objects {
     };
     const whole: ClusterObject = { ...object, metadata };
     ofKind(object.kind).set(keyOf(object.kind, name, namespace), whole);
+    tell({ type, object: whole });
     return whole;
   }
 

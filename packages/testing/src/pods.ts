@@ -1,11 +1,15 @@
 // The only place that makes pods: from a ServiceAccount's name, a Pod's or a Deployment's manifest; and what a test sees of one.
 import { randomBytes } from 'node:crypto';
 import { basename, join } from 'node:path';
+import { admit } from './admission.ts';
 import { ensureNamespace, ensureServiceAccount } from './cluster.ts';
 import type { Cluster } from './cluster.ts';
-import { apiAccessPath, apiAccessVolume, readSpec } from './kubelet.ts';
-import type { Container, Kubelet, Mounts, PodSpec } from './kubelet.ts';
+import { readRecord } from './json.ts';
+import { apiAccessPath, readSpec } from './kubelet.ts';
+import type { Kubelet, Mounts, PodSpec } from './kubelet.ts';
+import { formatTime } from './objects.ts';
 import type { ClusterObject } from './objects.ts';
+import { kindOf } from './resources.ts';
 
 /** A pod that the authority's kubelet has started: its identity and its files. The process in it is the test's. */
 export interface Pod {
@@ -28,6 +32,8 @@ export interface Pod {
   rotate(): Promise<void>;
 }
 
+const podKind = kindOf('Pod');
+
 /** Where the API server is. */
 export interface Address {
   readonly url: string;
@@ -35,40 +41,30 @@ export interface Address {
   readonly port: number;
 }
 
-/** Creates the Pod object, with the volume for the API token, on the cluster's one node. Makes what is missing, but for the namespace. */
+/** Creates the Pod object as the API does, and puts it on the cluster's one node. Throws a {@link StatusError}. */
 export function createPodObject(
   cluster: Cluster,
   namespace: string,
   name: string,
   { labels, spec }: { readonly labels?: object | undefined; readonly spec: PodSpec },
 ): ClusterObject {
-  const { objects } = cluster;
-  const node = 'node-1';
-  const { serviceAccountName = 'default', volumes = [], containers = [] } = spec;
-  const account = objects.get('ServiceAccount', serviceAccountName, namespace);
-  if (objects.find('Node', node) === undefined) objects.create({ kind: 'Node', apiVersion: 'v1', metadata: { name: node } });
-  const isMounted = containers.some((one) => one.volumeMounts?.some(({ mountPath }) => mountPath.replace(/\/$/, '') === apiAccessPath));
-  const automount = spec.automountServiceAccountToken ?? account['automountServiceAccountToken'] !== false;
-  const withAccess = automount && !isMounted;
-  const mount = { name: apiAccessVolume.name, mountPath: apiAccessPath, readOnly: true };
-  const whole: PodSpec = {
-    ...spec,
-    serviceAccountName,
-    nodeName: node,
-    volumes: [...volumes, ...(withAccess ? [apiAccessVolume] : [])],
-    containers: withAccess ? containers.map((one) => mountAlso(one, mount)) : containers,
-  };
-  return objects.create({
-    kind: 'Pod',
-    apiVersion: 'v1',
-    metadata: { name, namespace, ...(labels === undefined ? {} : { labels }) },
-    spec: whole,
-    status: { phase: 'Running' },
-  });
+  const metadata = { name, ...(labels === undefined ? {} : { labels }) };
+  return schedulePod(cluster, cluster.objects.create(admit(cluster, podKind, namespace, { metadata, spec })));
 }
 
-function mountAlso(container: Container, mount: NonNullable<Container['volumeMounts']>[number]): Container {
-  return { ...container, volumeMounts: [...(container.volumeMounts ?? []), mount] };
+/** Puts a pod on the cluster's one node, where it runs at once. */
+export function schedulePod({ objects, now }: Cluster, pod: ClusterObject): ClusterObject {
+  const nodeName = readSpec(pod).nodeName ?? 'node-1';
+  if (objects.find('Node', nodeName) === undefined) objects.create({ kind: 'Node', apiVersion: 'v1', metadata: { name: nodeName } });
+  const startTime = formatTime(now());
+  const conditions = ['PodScheduled', 'Initialized', 'ContainersReady', 'Ready'].map((type) => ({
+    type,
+    status: 'True',
+    lastTransitionTime: startTime,
+  }));
+  const address = { hostIP: '127.0.0.1', podIP: '127.0.0.1', podIPs: [{ ip: '127.0.0.1' }] };
+  const status = { ...readRecord(pod['status']), phase: 'Running', conditions, ...address, startTime };
+  return objects.replace({ ...pod, spec: { ...readSpec(pod), nodeName }, status });
 }
 
 /** The spec of a pod that has one projected volume, with these tokens, under /var/run/secrets/tokens. */
@@ -77,7 +73,7 @@ export function podSpec(serviceAccountName: string, tokens: Readonly<Record<stri
   const volumeMounts = sources.length === 0 ? [] : [{ name: 'tokens', mountPath: '/var/run/secrets/tokens' }];
   return {
     serviceAccountName,
-    containers: [{ volumeMounts }],
+    containers: [{ name: 'main', image: 'none', volumeMounts }],
     volumes: sources.length === 0 ? [] : [{ name: 'tokens', projected: { sources } }],
   };
 }

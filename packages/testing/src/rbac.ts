@@ -76,6 +76,28 @@ export function authorize(objects: Objects, user: UserInfo, asked: Attributes): 
   return { allowed: false, reason: `RBAC: ${missing.length === 1 ? missing[0] : `[${missing.join(', ')}]`}` };
 }
 
+/** Everything that RBAC lets a user do in a namespace, as SelfSubjectRulesReview tells it. */
+export function listRules(objects: Objects, user: UserInfo, namespace: string): { resourceRules: object[]; nonResourceRules: object[] } {
+  const bindings = [...objects.list('ClusterRoleBinding'), ...objects.list('RoleBinding', namespace)];
+  const rules = bindings
+    .filter((binding) => readSubjects(binding).some((one) => isSubject(one, user, binding)))
+    .flatMap((binding) => {
+      const { kind, name } = readRoleRef(binding);
+      const role = kind === 'Role' ? objects.find('Role', name, binding.metadata.namespace) : objects.find('ClusterRole', name);
+      return role === undefined ? [] : readRules(role);
+    });
+  return {
+    resourceRules: rules
+      .filter(({ resources = [] }) => resources.length > 0)
+      .map(({ verbs, apiGroups, resources, resourceNames }) =>
+        resourceNames === undefined ? { verbs, apiGroups, resources } : { verbs, apiGroups, resources, resourceNames },
+      ),
+    nonResourceRules: rules
+      .filter(({ nonResourceURLs = [] }) => nonResourceURLs.length > 0)
+      .map(({ verbs, nonResourceURLs }) => ({ verbs, nonResourceURLs })),
+  };
+}
+
 /** The 403 that a real API server answers with. */
 export function forbidden(user: UserInfo, asked: Attributes, reason?: string): StatusError {
   const because = reason === undefined ? '' : `: ${reason}`;

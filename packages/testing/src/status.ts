@@ -82,11 +82,15 @@ export function conflict(kind: string, name: string, message: string, group = ''
 export function invalid(kind: string, group: string, name: string, errors: readonly FieldError[]): StatusError {
   const lines = errors.map(({ field, message }) => `${field}: ${message}`);
   const listed = lines.length === 1 ? lines[0] : `[${lines.join(', ')}]`;
-  return new StatusError(422, 'Invalid', `${kind}.${group} "${name}" is invalid: ${listed}`, {
+  return new StatusError(422, 'Invalid', `${kind}${group === '' ? '' : `.${group}`} "${name}" is invalid: ${listed}`, {
     ...(name === '' ? {} : { name }),
-    group,
+    ...(group === '' ? {} : { group }),
     ...(kind === '' ? {} : { kind }),
-    causes: errors.map(({ field, message }) => ({ reason: 'FieldValueInvalid', message, field })),
+    causes: errors.map(({ field, message }) => ({
+      reason: message.startsWith('Required value') ? 'FieldValueRequired' : 'FieldValueInvalid',
+      message,
+      field,
+    })),
   });
 }
 

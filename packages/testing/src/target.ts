@@ -22,18 +22,23 @@ export function parseTarget(method: string, url: string): Target {
     return { ...at, version: '', attributes: { verb: method.toLowerCase(), path: pathname } };
   }
   const [first, second, ...inner] = parts;
-  const inNamespace = first === 'namespaces' && second !== undefined && inner.length > 0;
+  // `namespaces/x/status` is the namespace's own, though it looks like a kind within it.
+  const inNamespace =
+    first === 'namespaces' && second !== undefined && inner.length > 0 && !['status', 'finalize'].includes(inner[0] ?? '');
   const [resource = '', name = '', subresource = ''] = inNamespace ? inner : parts;
   const namespace = first === 'namespaces' && second !== undefined ? decode(second) : '';
+  const verb = verbOf(method, name === '', searchParams);
+  // A list of one name is asked for as that name, so that a role with resourceNames may allow it.
+  const [, selected = ''] = /(?:^|,)metadata\.name==?([^,]+)/.exec(searchParams.get('fieldSelector') ?? '') ?? [];
   return {
     ...at,
     version,
     attributes: {
-      verb: verbOf(method, name === '', searchParams),
+      verb,
       group,
       resource,
       subresource,
-      name: decode(name),
+      name: name === '' && ['list', 'watch', 'deletecollection'].includes(verb) ? selected : decode(name),
       namespace,
     },
   };
@@ -53,6 +58,6 @@ function verbOf(method: string, isCollection: boolean, query: URLSearchParams): 
   if (method === 'PATCH') return 'patch';
   if (method === 'DELETE') return isCollection ? 'deletecollection' : 'delete';
   if (method !== 'GET' && method !== 'HEAD') return method.toLowerCase();
-  if (['1', 'true'].includes(query.get('watch') ?? '')) return 'watch';
-  return isCollection ? 'list' : 'get';
+  if (!isCollection) return 'get';
+  return ['1', 'true'].includes(query.get('watch') ?? '') ? 'watch' : 'list';
 }

@@ -1,0 +1,118 @@
+// The only place that knows how objects are shown: one or many, page by page, as a table, or one change after another.
+import type { Answer } from './answer.ts';
+import type { Cluster } from './cluster.ts';
+import type { Change, ClusterObject } from './objects.ts';
+import type { ObjectRequest } from './registry.ts';
+import { formatGroupVersion } from './resources.ts';
+import type { ResourceKind } from './resources.ts';
+import { parseSelectors } from './selectors.ts';
+import { formatStatus, StatusError } from './status.ts';
+import { formatTable } from './tables.ts';
+import type { Included } from './tables.ts';
+
+/** Shows objects as a request asks for them. */
+export interface Listing {
+  present(asked: ObjectRequest, object: ClusterObject, status?: number): Answer;
+  /** The objects that a request selects, by namespace and name. */
+  matching(asked: ObjectRequest): readonly ClusterObject[];
+  list(asked: ObjectRequest): Answer;
+  watch(asked: ObjectRequest): Answer;
+}
+
+/** Makes the listing of one cluster's objects. */
+export function createListing(cluster: Cluster): Listing {
+  const { objects } = cluster;
+
+  function present({ accept, query, kind }: ObjectRequest, object: ClusterObject, status = 200): Answer {
+    if (!wantsTable(accept)) return { status, body: object };
+    return { status, body: tableOf(kind, [object], object.metadata.resourceVersion, query) };
+  }
+
+  function tableOf(
+    { kind }: ResourceKind,
+    shown: readonly ClusterObject[],
+    resourceVersion: string,
+    query: URLSearchParams,
+    rest: object = {},
+  ): object {
+    return formatTable(kind, shown, { resourceVersion, included: readIncluded(query), now: cluster.now(), rest });
+  }
+
+  function matching({ kind, namespace, query }: ObjectRequest): readonly ClusterObject[] {
+    const test = parseSelectors(query);
+    const inside = objects.list(kind.kind, kind.namespaced && namespace !== '' ? namespace : undefined);
+    return inside.filter(test).toSorted((left, right) => (keyOf(left) < keyOf(right) ? -1 : 1));
+  }
+
+  function list(asked: ObjectRequest): Answer {
+    const { kind, query, accept } = asked;
+    const all = matching(asked);
+    const after = Buffer.from(query.get('continue') ?? '', 'base64url').toString();
+    const start = after === '' ? 0 : all.findIndex((one) => keyOf(one) > after);
+    const limit = Number(query.get('limit') ?? 0);
+    const page = start < 0 ? [] : all.slice(start, limit > 0 ? start + limit : undefined);
+    const left = start < 0 ? 0 : all.length - start - page.length;
+    const last = page.at(-1);
+    const rest =
+      left > 0 && last !== undefined ? { continue: Buffer.from(keyOf(last)).toString('base64url'), remainingItemCount: left } : {};
+    const resourceVersion = objects.version();
+    if (wantsTable(accept)) return { status: 200, body: tableOf(kind, page, resourceVersion, query, rest) };
+    // In a list the items do not say again what they are.
+    const items = page.map(withoutType);
+    const apiVersion = formatGroupVersion(kind.group);
+    return { status: 200, body: { kind: `${kind.kind}List`, apiVersion, metadata: { resourceVersion, ...rest }, items } };
+  }
+
+  function watch(asked: ObjectRequest): Answer {
+    const { kind, namespace, query, accept } = asked;
+    const test = parseSelectors(query);
+    const from = query.get('resourceVersion') ?? '';
+    const initial = query.get('sendInitialEvents') === 'true';
+    const isAsked = ({ object }: Change): boolean =>
+      object.kind === kind.kind && (namespace === '' || !kind.namespaced || object.metadata.namespace === namespace) && test(object);
+    return {
+      status: 200,
+      body: '',
+      seconds: Number(query.get('timeoutSeconds') ?? 0),
+      stream(write) {
+        const tell = ({ type, object }: Change): void =>
+          write({ type, object: wantsTable(accept) ? tableOf(kind, [object], object.metadata.resourceVersion, query) : object });
+        const missed = from === '' || from === '0' || initial ? [] : objects.since(Number(from));
+        if (missed === undefined) {
+          write({ type: 'ERROR', object: formatStatus(new StatusError(410, 'Expired', `too old resource version: ${from}`)) });
+          return undefined;
+        }
+        if (from === '' || from === '0' || initial) for (const object of matching(asked)) tell({ type: 'ADDED', object });
+        if (initial) {
+          const annotations = { 'k8s.io/initial-events-end': 'true' };
+          const metadata = { resourceVersion: objects.version(), annotations };
+          write({ type: 'BOOKMARK', object: { kind: kind.kind, apiVersion: formatGroupVersion(kind.group), metadata } });
+        }
+        for (const change of missed.filter(isAsked)) tell(change);
+        return objects.subscribe((change) => {
+          if (isAsked(change)) tell(change);
+        });
+      },
+    };
+  }
+
+  return { present, matching, list, watch };
+}
+
+function withoutType(object: ClusterObject): object {
+  const { kind: _, apiVersion: __, ...item } = object;
+  return item;
+}
+
+function wantsTable(accept: string): boolean {
+  return /;as=Table\b/.test(accept);
+}
+
+function readIncluded(query: URLSearchParams): Included {
+  const asked = query.get('includeObject');
+  return asked === 'None' || asked === 'Object' ? asked : 'Metadata';
+}
+
+function keyOf({ metadata: { namespace = '', name } }: ClusterObject): string {
+  return `${namespace}/${name}`;
+}

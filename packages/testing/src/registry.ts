@@ -1,0 +1,202 @@
+// The only place that answers what is asked of the kept objects: create, get, list, watch, update, patch and delete.
+import { isDeepStrictEqual } from 'node:util';
+import { admit, checkUpdate } from './admission.ts';
+import type { Answer } from './answer.ts';
+import type { Cluster } from './cluster.ts';
+import { isRecord, readRecord, readText } from './json.ts';
+import type { JsonRecord } from './json.ts';
+import { createListing } from './listing.ts';
+import { formatTime } from './objects.ts';
+import type { ClusterObject, NewObject } from './objects.ts';
+import { applyPatch } from './patch.ts';
+import { verbsOf } from './resources.ts';
+import type { ResourceKind } from './resources.ts';
+import { badRequest, conflict, methodNotAllowed, noSuchResource } from './status.ts';
+
+/** What follows a change that was asked for over the API: what a cluster's controllers and kubelets do by themselves. */
+export interface Controllers {
+  created(object: ClusterObject): void;
+  updated(object: ClusterObject): void;
+  /** A pod that has a time to end until its deletionTimestamp, or a namespace that has to be emptied. */
+  terminating(object: ClusterObject): void;
+  deleted(object: ClusterObject): void;
+}
+
+/** What is asked of the objects of one kind. */
+export interface ObjectRequest {
+  readonly verb: string;
+  readonly kind: ResourceKind;
+  /** Empty for all namespaces, or none. */
+  readonly namespace: string;
+  readonly name: string;
+  readonly subresource: string;
+  readonly query: URLSearchParams;
+  readonly accept: string;
+  /** The body's media type. */
+  readonly mediaType: string;
+  /** Reads the body; throws a {@link StatusError} where it is of another kind. */
+  readonly body: () => JsonRecord;
+  /** Reads the body of a patch or of DeleteOptions, which may be missing. */
+  readonly anyBody: () => unknown;
+}
+
+const returnedWhenDeleted = new Set(['Pod', 'Namespace', 'ServiceAccount', 'Service']);
+
+/** Answers requests for objects; `controllers` are told of what was changed. */
+export function createRegistry(cluster: Cluster, controllers?: Controllers): (asked: ObjectRequest) => Answer {
+  const { objects } = cluster;
+  const listing = createListing(cluster);
+
+  return (asked) => {
+    const { verb, kind, name, namespace, subresource } = asked;
+    if (kind.namespaced && namespace === '' && !['list', 'watch'].includes(verb)) throw name === '' ? methodNotAllowed() : noSuchResource();
+    if (!kind.namespaced && namespace !== '' && kind.kind !== 'Namespace') throw noSuchResource();
+    const known = subresource === '' ? verbsOf(kind) : kind.subresources?.find((one) => one.name === subresource)?.verbs;
+    if (known === undefined) throw noSuchResource();
+    if (!known.includes(verb)) throw methodNotAllowed();
+    if (verb === 'get') return listing.present(asked, find(asked));
+    if (verb === 'list') return listing.list(asked);
+    if (verb === 'watch') return listing.watch(asked);
+    if (verb === 'create') return create(asked);
+    if (verb === 'update') return listing.present(asked, update(asked, asked.body()));
+    if (verb === 'patch') return patch(asked);
+    return verb === 'delete' ? remove(asked, find(asked)) : removeAll(asked);
+  };
+
+  function find({ kind, name, namespace }: ObjectRequest): ClusterObject {
+    return objects.get(kind.kind, name, kind.namespaced ? namespace : undefined);
+  }
+
+  function create(asked: ObjectRequest): Answer {
+    const { kind, namespace, name, query } = asked;
+    if (name !== '') throw methodNotAllowed();
+    const object = admit(cluster, kind, namespace, asked.body());
+    if (isDryRun(query)) {
+      const metadata = { ...object.metadata, uid: '', resourceVersion: '', creationTimestamp: formatTime(cluster.now()) };
+      return listing.present(asked, { ...object, metadata }, 201);
+    }
+    const created = objects.create(object);
+    controllers?.created(created);
+    return listing.present(asked, created, 201);
+  }
+
+  function update(asked: ObjectRequest, sent: JsonRecord): ClusterObject {
+    const { kind, name, subresource, query } = asked;
+    const before = find(asked);
+    const metadata = readRecord(sent['metadata']);
+    if (metadata['name'] !== undefined && metadata['name'] !== name) {
+      throw badRequest(`the name of the object (${readText(metadata['name'])}) does not match the name on the URL (${name})`);
+    }
+    const expected = metadata['resourceVersion'];
+    if (expected !== undefined && expected !== '' && expected !== before.metadata.resourceVersion) {
+      const message = 'the object has been modified; please apply your changes to the latest version and try again';
+      throw conflict(kind.resource, name, message, kind.group);
+    }
+    const after = subresource === 'status' ? { ...before, status: sent['status'] } : merge(before, sent);
+    checkUpdate(before, after);
+    if (isDeepStrictEqual(strip(after), strip(before)) || isDryRun(query))
+      return { ...before, ...after, metadata: { ...before.metadata, ...after.metadata } };
+    const updated = objects.replace(after);
+    controllers?.updated(updated);
+    return updated;
+  }
+
+  function patch(asked: ObjectRequest): Answer {
+    const { kind, name, namespace, mediaType } = asked;
+    const sent = asked.anyBody();
+    const isApply = mediaType === 'application/apply-patch+yaml';
+    if (isApply && isRecord(sent) && objects.find(kind.kind, name, kind.namespaced ? namespace : undefined) === undefined) {
+      return create({ ...asked, name: '', body: () => sent });
+    }
+    const before = find(asked);
+    return listing.present(asked, update(asked, applyPatch(before, sent, isApply ? 'application/strategic-merge-patch+json' : mediaType)));
+  }
+
+  function remove(asked: ObjectRequest, object: ClusterObject): Answer {
+    const { kind, query } = asked;
+    const { name, namespace, uid } = object.metadata;
+    const options = readRecord(asked.anyBody());
+    const expected = readRecord(options['preconditions'])['uid'];
+    if (expected !== undefined && expected !== uid) {
+      const message = `Precondition failed: UID in precondition: ${readText(expected)}, UID in object meta: ${uid}`;
+      throw conflict(kind.resource, name, message, kind.group);
+    }
+    const seconds = kind.kind === 'Pod' ? graceOf(object, query.get('gracePeriodSeconds') ?? options['gracePeriodSeconds']) : 0;
+    const ending = terminate(object, seconds);
+    if (isDryRun(query)) return listing.present(asked, ending);
+    // A namespace goes when its content has gone, and a pod when it has ended.
+    if (seconds > 0 || kind.kind === 'Namespace') {
+      const terminating = object.metadata.deletionTimestamp === undefined ? objects.replace(ending) : object;
+      controllers?.terminating(terminating);
+      return listing.present(asked, terminating);
+    }
+    for (const one of objects.remove(kind.kind, name, namespace)) controllers?.deleted(one);
+    if (returnedWhenDeleted.has(kind.kind)) return listing.present(asked, kind.kind === 'Pod' ? ending : object);
+    const details = { name, ...(kind.group === '' ? {} : { group: kind.group }), kind: kind.resource, uid };
+    return { status: 200, body: { kind: 'Status', apiVersion: 'v1', metadata: {}, status: 'Success', details } };
+  }
+
+  function removeAll(asked: ObjectRequest): Answer {
+    const answered = listing.list({ ...asked, accept: '' });
+    for (const object of listing.matching(asked)) remove(asked, object);
+    return answered;
+  }
+
+  function terminate(object: ClusterObject, seconds: number): ClusterObject {
+    const { generation, ...metadata } = object.metadata;
+    return {
+      ...object,
+      metadata: {
+        ...metadata,
+        ...(generation === undefined ? {} : { generation: generation + 1 }),
+        deletionTimestamp: formatTime(cluster.now() + seconds * 1000),
+        ...(object.kind === 'Pod' ? { deletionGracePeriodSeconds: seconds } : {}),
+      },
+      ...(object.kind === 'Namespace' ? { status: { phase: 'Terminating' } } : {}),
+    };
+  }
+}
+
+// What a client sends of these counts for nothing: the cluster knows better.
+function merge(before: ClusterObject, sent: JsonRecord): NewObject & ClusterObject {
+  const { kind, apiVersion, metadata: kept, status } = before;
+  const { kind: _, apiVersion: __, metadata, status: ___, ...rest } = sent;
+  const { labels, annotations, ...others } = readRecord(metadata);
+  const { name, namespace, uid, resourceVersion, creationTimestamp, deletionTimestamp, generation } = kept;
+  const isChanged = generation !== undefined && !isDeepStrictEqual(rest['spec'], before['spec']);
+  const whole = {
+    ...others,
+    name,
+    ...(namespace === undefined ? {} : { namespace }),
+    uid,
+    resourceVersion,
+    ...(generation === undefined ? {} : { generation: isChanged ? generation + 1 : generation }),
+    creationTimestamp,
+    ...(deletionTimestamp === undefined ? {} : { deletionTimestamp }),
+    ...(isRecord(labels) ? { labels: readTexts(labels) } : {}),
+    ...(isRecord(annotations) ? { annotations: readTexts(annotations) } : {}),
+  };
+  return { kind, apiVersion, metadata: whole, ...rest, ...(status === undefined ? {} : { status }) };
+}
+
+function readTexts(map: JsonRecord): Readonly<Record<string, string>> {
+  return Object.fromEntries(Object.entries(map).map(([key, value]) => [key, readText(value)]));
+}
+
+function strip({ metadata, ...rest }: ClusterObject): object {
+  const { resourceVersion: _, ...others } = metadata;
+  return { ...rest, metadata: others };
+}
+
+function graceOf(pod: ClusterObject, asked: unknown): number {
+  if (asked !== undefined && asked !== null) return Math.max(Number(asked), 0);
+  const { nodeName, terminationGracePeriodSeconds } = readRecord(pod['spec']);
+  const { phase } = readRecord(pod['status']);
+  // A pod that no kubelet has is not waited for.
+  if (nodeName === undefined || phase === 'Succeeded' || phase === 'Failed') return 0;
+  return typeof terminationGracePeriodSeconds === 'number' ? terminationGracePeriodSeconds : 30;
+}
+
+function isDryRun(query: URLSearchParams): boolean {
+  return query.get('dryRun') === 'All';
+}

@@ -1,0 +1,87 @@
+// The only place that lists what the API consists of: the kinds that are kept, the reviews that are answered, and their subresources.
+
+/** A kind of object that the cluster keeps. */
+export interface ResourceKind {
+  readonly kind: string;
+  readonly resource: string;
+  readonly group: string;
+  readonly namespaced: boolean;
+  readonly shortNames?: readonly string[];
+  readonly categories?: readonly string[];
+  readonly subresources?: readonly Subresource[];
+}
+
+/** What is below one object, such as its status. */
+export interface Subresource {
+  readonly name: string;
+  readonly kind: string;
+  /** Where its kind is of another group than the object. */
+  readonly group?: string;
+  readonly verbs: readonly string[];
+}
+
+/** A kind that is posted and answered, and not kept. */
+export interface ReviewKind {
+  readonly kind: string;
+  readonly resource: string;
+  readonly group: string;
+  readonly namespaced: boolean;
+}
+
+const rbac = 'rbac.authorization.k8s.io';
+const status = (kind: string): Subresource => ({ name: 'status', kind, verbs: ['get', 'patch', 'update'] });
+const token: Subresource = { name: 'token', kind: 'TokenRequest', group: 'authentication.k8s.io', verbs: ['create'] };
+
+/** The kinds that the cluster keeps. */
+export const resourceKinds: readonly ResourceKind[] = [
+  { kind: 'ConfigMap', resource: 'configmaps', group: '', namespaced: true, shortNames: ['cm'] },
+  { kind: 'Event', resource: 'events', group: '', namespaced: true, shortNames: ['ev'] },
+  { kind: 'Namespace', resource: 'namespaces', group: '', namespaced: false, shortNames: ['ns'], subresources: [status('Namespace')] },
+  { kind: 'Node', resource: 'nodes', group: '', namespaced: false, shortNames: ['no'], subresources: [status('Node')] },
+  { kind: 'Pod', resource: 'pods', group: '', namespaced: true, shortNames: ['po'], categories: ['all'], subresources: [status('Pod')] },
+  { kind: 'Secret', resource: 'secrets', group: '', namespaced: true },
+  { kind: 'ServiceAccount', resource: 'serviceaccounts', group: '', namespaced: true, shortNames: ['sa'], subresources: [token] },
+  { kind: 'Service', resource: 'services', group: '', namespaced: true, shortNames: ['svc'], categories: ['all'] },
+  {
+    kind: 'Deployment',
+    resource: 'deployments',
+    group: 'apps',
+    namespaced: true,
+    shortNames: ['deploy'],
+    categories: ['all'],
+    subresources: [status('Deployment')],
+  },
+  { kind: 'ClusterRoleBinding', resource: 'clusterrolebindings', group: rbac, namespaced: false },
+  { kind: 'ClusterRole', resource: 'clusterroles', group: rbac, namespaced: false },
+  { kind: 'RoleBinding', resource: 'rolebindings', group: rbac, namespaced: true },
+  { kind: 'Role', resource: 'roles', group: rbac, namespaced: true },
+];
+
+/** Finds a kind that the cluster keeps. Throws a `TypeError` on another. */
+export function kindOf(kind: string): ResourceKind {
+  const found = resourceKinds.find((one) => one.kind === kind);
+  if (found === undefined) throw new TypeError(`the cluster keeps no objects of kind ${kind}`);
+  return found;
+}
+
+/** The kinds that are answered and not kept. */
+export const reviewKinds: readonly ReviewKind[] = [
+  { kind: 'SelfSubjectReview', resource: 'selfsubjectreviews', group: 'authentication.k8s.io', namespaced: false },
+  { kind: 'TokenReview', resource: 'tokenreviews', group: 'authentication.k8s.io', namespaced: false },
+  { kind: 'LocalSubjectAccessReview', resource: 'localsubjectaccessreviews', group: 'authorization.k8s.io', namespaced: true },
+  { kind: 'SelfSubjectAccessReview', resource: 'selfsubjectaccessreviews', group: 'authorization.k8s.io', namespaced: false },
+  { kind: 'SelfSubjectRulesReview', resource: 'selfsubjectrulesreviews', group: 'authorization.k8s.io', namespaced: false },
+  { kind: 'SubjectAccessReview', resource: 'subjectaccessreviews', group: 'authorization.k8s.io', namespaced: false },
+];
+
+const objectVerbs = ['create', 'delete', 'deletecollection', 'get', 'list', 'patch', 'update', 'watch'];
+
+/** What can be done with the objects of a kind. */
+export function verbsOf({ kind }: ResourceKind): readonly string[] {
+  return kind === 'Namespace' ? objectVerbs.filter((verb) => verb !== 'deletecollection') : objectVerbs;
+}
+
+/** How a group and version are written in `apiVersion`. */
+export function formatGroupVersion(group: string): string {
+  return group === '' ? 'v1' : `${group}/v1`;
+}

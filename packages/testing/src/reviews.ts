@@ -1,0 +1,108 @@
+// The only place that answers what is posted and not kept: reviews of tokens and of permissions, and requests for tokens.
+import {
+  localSubjectAccessReviewType,
+  reviewAccess,
+  reviewOwnAccess,
+  reviewRules,
+  selfSubjectAccessReviewType,
+  selfSubjectRulesReviewType,
+  subjectAccessReviewType,
+} from './access-review.ts';
+import type { AccessReviewSpec } from './access-review.ts';
+import type { Answer } from './answer.ts';
+import type { Authenticator } from './authentication.ts';
+import type { Cluster } from './cluster.ts';
+import { formatManagedFields } from './decoding.ts';
+import type { BodyType, DecodedBody } from './decoding.ts';
+import { decode, managerOf } from './exchange.ts';
+import type { Exchange } from './exchange.ts';
+import type { Strike } from './faults.ts';
+import { formatTime } from './objects.ts';
+import type { UserInfo } from './rbac.ts';
+import { methodNotAllowed, noSuchResource } from './status.ts';
+import { formatTokenRequest, issueToken, tokenRequestType } from './token-request.ts';
+import type { BoundObjectReference } from './token-request.ts';
+import { formatSelfSubjectReview, reviewToken, reviewTokenForAnyAudience, selfSubjectReviewType, tokenReviewType } from './token-review.ts';
+import type { TokenReview } from './token-review.ts';
+
+/** A caller's request for a review, and the fault that strikes it. */
+export interface Reviewed {
+  readonly exchange: Exchange;
+  readonly user: UserInfo;
+  readonly strike: Strike | undefined;
+}
+
+/** Answers reviews and token requests; throws a {@link StatusError}, 404 where there is no such kind. */
+export function createReviews(cluster: Cluster, authenticator: Authenticator): (reviewed: Reviewed) => Answer {
+  const { objects } = cluster;
+
+  return ({ exchange, user, strike }) => {
+    const { attributes, version } = exchange.target;
+    if ('path' in attributes) throw noSuchResource();
+    const { group, resource, subresource = '', name = '', namespace = '' } = attributes;
+    const at = `${group}/${version}/${[resource, subresource].filter((part) => part !== '').join('/')}`;
+    const create = {
+      'authentication.k8s.io/v1/tokenreviews': () => createTokenReview(exchange, strike),
+      'authentication.k8s.io/v1/selfsubjectreviews': () => {
+        decode(exchange, selfSubjectReviewType);
+        return created(formatSelfSubjectReview(user, formatTime(cluster.now())));
+      },
+      'authorization.k8s.io/v1/subjectaccessreviews': () =>
+        createAccessReview(exchange, subjectAccessReviewType, (spec) => reviewAccess(objects, spec)),
+      'authorization.k8s.io/v1/localsubjectaccessreviews': () =>
+        createAccessReview(exchange, localSubjectAccessReviewType, (spec) => reviewAccess(objects, spec, namespace)),
+      'authorization.k8s.io/v1/selfsubjectaccessreviews': () =>
+        createAccessReview(exchange, selfSubjectAccessReviewType, (spec) => reviewOwnAccess(objects, user, spec)),
+      'authorization.k8s.io/v1/selfsubjectrulesreviews': () =>
+        createAccessReview(exchange, selfSubjectRulesReviewType, (spec) => reviewRules(objects, user, spec)),
+      '/v1/serviceaccounts/token': () => createToken(exchange, namespace, name),
+    }[at];
+    const isNamespaced = subresource === 'token' || resource === 'localsubjectaccessreviews';
+    if (create === undefined || (namespace !== '') !== isNamespaced) throw noSuchResource();
+    if (exchange.request.method !== 'POST') throw methodNotAllowed();
+    return create();
+  };
+
+  function createTokenReview(exchange: Exchange, strike: Strike | undefined): Answer {
+    const decoded = decode(exchange, tokenReviewType);
+    const review: TokenReview = decoded.object;
+    const status = (strike?.fault === 'ignores-audiences' ? reviewTokenForAnyAudience : reviewToken)(authenticator, review);
+    return created(formatReview(exchange, tokenReviewType, decoded, status));
+  }
+
+  function createAccessReview(exchange: Exchange, type: BodyType, review: (spec: AccessReviewSpec) => object): Answer {
+    const decoded = decode(exchange, type);
+    const { spec = {} }: { readonly spec?: AccessReviewSpec } = decoded.object;
+    return created(formatReview(exchange, type, decoded, review(spec)));
+  }
+
+  function createToken(exchange: Exchange, namespace: string, serviceAccount: string): Answer {
+    const { object } = decode(exchange, tokenRequestType);
+    const { metadata = {}, spec = {} }: TokenRequestBody = object;
+    const issued = issueToken(cluster, { ...spec, ...metadata, namespace, serviceAccount });
+    const time = formatTime(cluster.now());
+    const sent = { ...object, spec: { ...spec, expirationSeconds: issued.expirationSeconds } };
+    const fields = { manager: managerOf(exchange.request), time, subresource: 'token' };
+    const managedFields = formatManagedFields(tokenRequestType, sent, fields);
+    return created(formatTokenRequest(issued, spec.boundObjectRef, { creationTimestamp: time, managedFields }));
+  }
+
+  function formatReview({ request }: Exchange, type: BodyType, { object }: DecodedBody, status: object): object {
+    const { metadata, spec = {} }: { readonly metadata?: object; readonly spec?: object } = object;
+    const managedFields = formatManagedFields(type, object, { manager: managerOf(request), time: formatTime(cluster.now()) });
+    return { kind: type.kind, apiVersion: type.apiVersion, metadata: { ...metadata, managedFields }, spec, status };
+  }
+}
+
+interface TokenRequestBody {
+  readonly metadata?: { readonly name?: string; readonly uid?: string };
+  readonly spec?: {
+    readonly audiences?: readonly string[];
+    readonly expirationSeconds?: number;
+    readonly boundObjectRef?: BoundObjectReference;
+  };
+}
+
+function created(body: object): Answer {
+  return { status: 201, body };
+}
