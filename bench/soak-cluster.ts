@@ -19,8 +19,6 @@ export function createRandom(seed: number): Random {
   };
 }
 
-export const pick = <T>(from: readonly [T, ...T[]], random: Random): T => from[Math.floor(random() * from.length)] ?? from[0];
-
 export interface Minted {
   readonly kind: Kind;
   readonly serviceAccount: string;
@@ -69,10 +67,11 @@ const oddAnswers: readonly (readonly [string, Fault])[] = [
   ['a refusal of another token', review({ user: {}, error: 'invalid bearer token' }, { token: 'another' })],
 ];
 const namedFaults = ['reset', 'too-many-requests', 'unauthorized', 'forbidden', 'broken-body'] as const;
-const retired: readonly number[] = [500, 502, 503, 504];
+const retriedStatuses: readonly number[] = [500, 502, 503, 504];
 
 export function createCluster(authority: Authority, own: Pod, model: Model): Cluster {
   const keys = new Map<string, Key>();
+  const nextFault = createFaults();
   let alive: Token[] = [];
   // When pods end that are terminating. They can be given tokens still, which end with them.
   const ending = new Map<string, number>();
@@ -143,7 +142,7 @@ export function createCluster(authority: Authority, own: Pod, model: Model): Clu
     rotateCa: () => authority.rotateCa(),
     rotateOwnToken: () => own.rotate(),
     fail(random) {
-      const [what, isHard, fault, delayMs] = chooseFault(random);
+      const [what, isHard, fault, delayMs] = nextFault(random);
       const fromMs = Date.now();
       authority.fail(fault, delayMs === undefined ? {} : { delayMs });
       const trouble = model.trouble(what, isHard, fromMs, Date.now() + 1);
@@ -156,19 +155,26 @@ export function createCluster(authority: Authority, own: Pod, model: Model): Clu
         },
       };
     },
-    blip: (random) => void authority.fail({ status: retired[Math.floor(random() * retired.length)] ?? 500, body: 'once' }, { times: 1 }),
+    blip: (random) =>
+      void authority.fail({ status: retriedStatuses[Math.floor(random() * retriedStatuses.length)] ?? 500, body: 'once' }, { times: 1 }),
   };
 }
 
-function chooseFault(random: Random): readonly [what: string, isHard: boolean, fault: Fault, delayMs?: number] {
-  const chosen = random();
-  if (chosen < 0.3) return ['outage', true, 'outage'];
-  if (chosen < 0.4) return ['slow', false, 'slow', 50 + random() * 1_500];
-  if (chosen < 0.5) return ['slower than a review may take', false, 'slow', 3_200 + random() * (slowestMs - 3_200)];
-  if (chosen < 0.75) {
-    const name = pick(namedFaults, random);
-    return [name, true, name];
-  }
-  const [what, fault] = oddAnswers[Math.floor(random() * oddAnswers.length)] ?? ['outage', 'outage'];
-  return [what, true, fault];
+type ChosenFault = readonly [what: string, isHard: boolean, fault: Fault, delayMs?: number];
+
+// An outage now and then; of the others each once before one comes again.
+function createFaults(): (random: Random) => ChosenFault {
+  let left: ChosenFault[] = [];
+  return (random) => {
+    if (random() < 0.25) return ['outage', true, 'outage'];
+    if (left.length === 0) {
+      left = [
+        ['slow', false, 'slow', 50 + random() * 1_500],
+        ['slower than a review may take', false, 'slow', 3_200 + random() * (slowestMs - 3_200)],
+        ...namedFaults.map((name) => [name, true, name] as const),
+        ...oddAnswers.map(([what, fault]) => [what, true, fault] as const),
+      ];
+    }
+    return left.splice(Math.floor(random() * left.length), 1)[0] ?? ['outage', true, 'outage'];
+  };
 }

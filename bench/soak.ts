@@ -97,7 +97,12 @@ async function soak(options: Options, interruption: AbortSignal): Promise<number
   });
   const died = new AbortController();
   child.once('exit', (code, signal) => died.abort(new Error(`The guard's process ended: ${code ?? signal}`)));
-  const [{ port }] = (await once(child, 'message', { signal: died.signal })) as [Listening];
+  const [first] = (await once(child, 'message', { signal: died.signal }).catch(() => [])) as [Listening?];
+  if (first === undefined) {
+    await authority.close();
+    console.error('The guard did not start');
+    return 1;
+  }
 
   const over = new AbortController();
   const ended = AbortSignal.any([over.signal, interruption, died.signal]);
@@ -107,8 +112,8 @@ async function soak(options: Options, interruption: AbortSignal): Promise<number
     troubles,
   });
   child.on('message', (answer: StatusAnswer) => observer.answered(answer));
-  const client = createClient(port, header, model, observer);
-  const world: World = { cluster, client, forger: createForger(), options, ended };
+  const client = createClient(first.port, header, model, observer);
+  const world: World = { cluster, client, forger: createForger(), options, ended, events: [] };
 
   const startedMs = performance.now();
   const calls = countCalls(() => authority.calls);
@@ -143,7 +148,7 @@ async function soak(options: Options, interruption: AbortSignal): Promise<number
   else await once(child, 'exit');
   await authority.close();
 
-  const isFlat = print(tally, { reviews: calls.reviews(), troubles, stalls: observer.stalls(), heap, seed });
+  const isFlat = print(tally, { reviews: calls.reviews(), troubles, stalls: observer.stalls(), events: world.events, heap, seed });
   const isGood = tally.differences.length === 0 && troubles.length === 0 && isFlat;
   return !isGood ? 1 : interruption.aborted ? 130 : 0;
 }
@@ -155,6 +160,8 @@ interface World {
   readonly forger: Forger;
   readonly options: Options;
   readonly ended: AbortSignal;
+  /** What befell the cluster, but for deletions. */
+  readonly events: string[];
   /** The fault that lasts, for the progress line. */
   now?: string | undefined;
 }
@@ -230,10 +237,12 @@ async function causeFaults(world: World): Promise<void> {
   await sleep(2_000, ended);
   while (!ended.aborted) {
     const fault = cluster.fail(random);
+    const fromMs = Date.now();
     world.now = fault.what;
     await sleep(random() < 0.6 ? 200 + random() * 1_500 : 3_000 + random() * 7_000, ended);
     await fault.end();
     world.now = undefined;
+    world.events.push(`${fault.what} ${((Date.now() - fromMs) / 1000).toFixed(1)} s`);
     await sleep(5_000 + random() * 1_500, ended);
     if (random() < 0.5) cluster.blip(random);
     await sleep(random() * 2_000, ended);
@@ -264,7 +273,7 @@ async function causeDeletions({ cluster, client, ended, options }: World): Promi
   }
 }
 
-async function causeRotations({ cluster, ended, options }: World): Promise<void> {
+async function causeRotations({ cluster, ended, options, events }: World): Promise<void> {
   const random = createRandom(options.seed * 1_000 + 902);
   let keyMs = Date.now() + options.seconds * 1000 * (0.3 + random() * 0.3);
   while (!ended.aborted) {
@@ -273,7 +282,9 @@ async function causeRotations({ cluster, ended, options }: World): Promise<void>
     if (random() < 0.5) cluster.rotateCa();
     if (random() < 0.5) await cluster.rotateOwnToken();
     if (Date.now() < keyMs) continue;
-    await cluster.rotateSigningKey(random() < 0.3);
+    const retire = random() < 0.3;
+    await cluster.rotateSigningKey(retire);
+    events.push(retire ? 'signing key replaced' : 'signing key added');
     keyMs = Date.now() + 35_000 + random() * 20_000;
   }
 }
@@ -447,6 +458,8 @@ interface Tally {
   readonly rows: ReadonlyMap<string, ReadonlyMap<string, number>>;
   readonly sources: ReadonlyMap<string, number>;
   count(): number;
+  /** Requests for which one answer only was right. */
+  certain(): number;
   /** Tokens that were accepted at least once: what the guard may remember. */
   callers(): number;
 }
@@ -457,17 +470,20 @@ function createTally(): Tally {
   const differences: string[] = [];
   const accepted = new WeakSet<Token>();
   let count = 0;
+  let certain = 0;
   let callers = 0;
   return {
     differences,
     rows,
     sources,
     count: () => count,
+    certain: () => certain,
     callers: () => callers,
     judged(asked, right, explain) {
       const { token, answer = '', source, sentMs } = asked;
       count += 1;
-      const isGone = token.kind === 'good' && token.gone !== undefined && token.gone.fromMs < sentMs;
+      if (right.size === 1) certain += 1;
+      const isGone = token.kind === 'good' && token.gone !== undefined && token.gone.fromMs <= sentMs;
       const kind = isGone ? 'good, but gone' : token.kind === 'good' && token.expiresMs < sentMs ? 'good, but expired' : token.kind;
       const row = rows.get(kind) ?? new Map<string, number>();
       rows.set(kind, row.set(answer, (row.get(answer) ?? 0) + 1));
@@ -510,12 +526,13 @@ interface Outcome {
   readonly reviews: number;
   readonly troubles: readonly string[];
   readonly stalls: number;
+  readonly events: readonly string[];
   readonly heap: { readonly warm: number; readonly end: number; readonly callers: number };
   readonly seed: number;
 }
 
 /** Prints what came of it, and tells whether the memory was flat. */
-function print(tally: Tally, { reviews, troubles, stalls, heap, seed }: Outcome): boolean {
+function print(tally: Tally, { reviews, troubles, stalls, events, heap, seed }: Outcome): boolean {
   const answers = ['allowed', 'missing_token', 'invalid_token', 'caller_not_allowed', 'review_unavailable'];
   const width = 20;
   console.log(`\n${'requests'.padEnd(width)}${answers.map((answer) => answer.padStart(width)).join('')}${'other'.padStart(8)}`);
@@ -529,8 +546,9 @@ function print(tally: Tally, { reviews, troubles, stalls, heap, seed }: Outcome)
   const isFlat = heap.end <= limit;
   const bySource = [...tally.sources].map(([source, count]) => `${count} by ${source || 'nobody'}`).join(', ');
   const facts = {
-    requests: `${tally.count()}: ${bySource}`,
+    requests: `${tally.count()}, of which ${tally.certain()} had one right answer only: ${bySource}`,
     reviews: `${reviews}`,
+    cluster: events.join(', ') || 'nothing befell it',
     heap: `${inMebibytes(heap.warm)} after warm-up, ${inMebibytes(heap.end)} at the end; flat is at most ${inMebibytes(limit)}: 10 % and 2 MiB more, and 4 KiB for each of ${heap.callers} callers first seen since`,
     'stood still': `${stalls} times for more than 0.5 s, in which any review may fail`,
     unhandled: `${troubles.length} rejections, process warnings and the like`,
