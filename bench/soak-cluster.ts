@@ -39,8 +39,8 @@ export interface Cluster {
   rotateCa(): void;
   /** The guard's own token. */
   rotateOwnToken(): Promise<void>;
-  /** One of the API server's troubles begins. */
-  fail(random: Random): { readonly what: string; readonly end: () => Promise<void> };
+  /** One of the API server's troubles begins: an outage, or one that is chosen at random. */
+  fail(isOutage: boolean, random: Random): { readonly what: string; readonly end: () => Promise<void> };
   /** One answer to one review is lost in a way that asking again mends (C6): nobody may notice. */
   blip(random: Random): void;
 }
@@ -141,8 +141,8 @@ export function createCluster(authority: Authority, own: Pod, model: Model): Clu
     },
     rotateCa: () => authority.rotateCa(),
     rotateOwnToken: () => own.rotate(),
-    fail(random) {
-      const [what, isHard, fault, delayMs] = nextFault(random);
+    fail(isOutage, random) {
+      const [what, isHard, fault, delayMs] = isOutage ? outage : nextFault(random);
       const fromMs = Date.now();
       authority.fail(fault, delayMs === undefined ? {} : { delayMs });
       const trouble = model.trouble(what, isHard, fromMs, Date.now() + 1);
@@ -162,11 +162,12 @@ export function createCluster(authority: Authority, own: Pod, model: Model): Clu
 
 type ChosenFault = readonly [what: string, isHard: boolean, fault: Fault, delayMs?: number];
 
-// An outage now and then; of the others each once before one comes again.
+const outage: ChosenFault = ['outage', true, 'outage'];
+
+// Each once before one comes again.
 function createFaults(): (random: Random) => ChosenFault {
   let left: ChosenFault[] = [];
   return (random) => {
-    if (random() < 0.25) return ['outage', true, 'outage'];
     if (left.length === 0) {
       left = [
         ['slow', false, 'slow', 50 + random() * 1_500],
@@ -175,6 +176,6 @@ function createFaults(): (random: Random) => ChosenFault {
         ...oddAnswers.map(([what, fault]) => [what, true, fault] as const),
       ];
     }
-    return left.splice(Math.floor(random() * left.length), 1)[0] ?? ['outage', true, 'outage'];
+    return left.splice(Math.floor(random() * left.length), 1)[0] ?? outage;
   };
 }

@@ -103,7 +103,8 @@ const serverMemoryMs = 10_000;
 const leewayMs = 60_000;
 // C5: a trial takes at most 3 s, and the next one comes after at most 4 s + 20 %. Timers may be late by what does not yet count as a stall.
 const trialMs = 3_600;
-const noticedMs = 3_600 + 5_300 + 3_600;
+/** When the guard has certainly noticed that trouble is over. */
+export const noticedMs = 3_600 + 5_300 + 3_600;
 // The longest that the soak lets an answer take: the API server may still review a token that the guard has given up on.
 export const slowestMs = 5_000;
 // C6, C8, V3.

@@ -10,7 +10,7 @@ import type { GuardOptions, TokenHeader } from '@k8s-sa-auth/core';
 import { createAuthority } from '@k8s-sa-auth/testing';
 
 import { type Cluster, createCluster, createRandom, type Random } from './soak-cluster.ts';
-import { type Answer, type Asked, createModel, type Judged, type Kind, type Model, type Token } from './soak-model.ts';
+import { type Answer, type Asked, createModel, type Judged, type Kind, type Model, noticedMs, type Token } from './soak-model.ts';
 import { type Listening, type StatusAnswer, type StatusQuestion, watchStalls } from './soak-server.ts';
 import { createForger, type Forger } from './soak-tokens.ts';
 
@@ -235,15 +235,17 @@ async function causeFaults(world: World): Promise<void> {
   const { cluster, ended, options } = world;
   const random = createRandom(options.seed * 1_000 + 900);
   await sleep(2_000, ended);
-  while (!ended.aborted) {
-    const fault = cluster.fail(random);
+  for (let index = 0; !ended.aborted; index++) {
+    const isOutage = index % 3 === 1;
+    const fault = cluster.fail(isOutage, random);
     const fromMs = Date.now();
     world.now = fault.what;
-    await sleep(random() < 0.6 ? 200 + random() * 1_500 : 3_000 + random() * 7_000, ended);
+    await sleep(random() < 0.6 && !isOutage ? 200 + random() * 1_500 : 3_000 + random() * 6_000, ended);
     await fault.end();
     world.now = undefined;
     world.events.push(`${fault.what} ${((Date.now() - fromMs) / 1000).toFixed(1)} s`);
-    await sleep(5_000 + random() * 1_500, ended);
+    // Seldom long enough for the guard to have noticed for certain that it is over; after an outage always.
+    await sleep(isOutage ? noticedMs + 1_000 : 5_000 + random() * 1_500, ended);
     if (random() < 0.5) cluster.blip(random);
     await sleep(random() * 2_000, ended);
   }
