@@ -15,6 +15,8 @@ export interface Answer {
   readonly stream?: (write: (event: object) => void) => Disposable | undefined;
   /** After how many seconds a stream ends. Default 0: when the client goes. */
   readonly seconds?: number;
+  /** Called when the answer has been sent. */
+  readonly sent?: () => void;
 }
 
 /** What a request says of the answer that it wants. */
@@ -73,7 +75,8 @@ export function refusal(error: StatusError): Answer {
 
 /** Sends an answer. */
 export function send(response: ServerResponse, answer: Answer, wanted: Wanted): void {
-  const { status, headers = {}, body, stream } = answer;
+  const { status, headers = {}, body, stream, sent } = answer;
+  if (sent !== undefined) response.on('finish', sent);
   if (stream !== undefined) {
     sendStream(response, stream, answer);
     return;

@@ -4,7 +4,10 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { accepts, checkAcceptable, flowHeaders, readWanted, refusal, send } from './answer.ts';
 import type { Answer } from './answer.ts';
 import { createAuthenticator } from './authentication.ts';
+import type { CallLog } from './calls.ts';
 import type { Cluster } from './cluster.ts';
+import { controlPath } from './control.ts';
+import type { Control } from './control.ts';
 import { answerDiscovery } from './discovery.ts';
 import { mediaTypeOf, readAny, readBody, readObject } from './exchange.ts';
 import type { Exchange } from './exchange.ts';
@@ -20,28 +23,19 @@ import { notAcceptable, StatusError, unauthorized } from './status.ts';
 import { parseTarget } from './target.ts';
 import type { Target } from './target.ts';
 
-/** A request that was answered; a token is never part of it. */
-export interface Call {
-  readonly verb: string;
-  /** A resource, `serviceaccounts/token` with its subresource, or a path that is no resource. */
-  readonly resource: string;
-  /** Who asked, as `namespace/name`, where a ServiceAccount did. */
-  readonly serviceAccount?: string;
-  /** The HTTP status; 0 where the connection was cut instead. */
-  readonly status: number;
-}
-
 /** What the API needs beside the cluster. */
 export interface ApiOptions {
   readonly cluster: Cluster;
   readonly faults: Faults;
-  readonly calls: Call[];
+  readonly log: CallLog;
   /** The address under which the key set is published. */
   readonly url: () => string;
   /** Ends waits when the authority closes. */
   readonly signal: AbortSignal;
   /** What follows a change of objects. Default: nothing, as on an API server that stands alone. */
   readonly controllers?: Controllers;
+  /** Answers the paths by which the authority itself is moved. Default: there are none. */
+  readonly control?: Control;
 }
 
 const version = {
@@ -64,10 +58,11 @@ const version = {
 export function createApi({
   cluster,
   faults,
-  calls,
+  log,
   url,
   signal,
   controllers,
+  control,
 }: ApiOptions): (request: IncomingMessage, response: ServerResponse) => void {
   const authenticator = createAuthenticator(cluster);
   const { objects } = cluster;
@@ -78,6 +73,10 @@ export function createApi({
     const target = parseTarget(request.method ?? 'GET', request.url ?? '/');
     const wanted = readWanted(request, target.query);
     const exchange: Exchange = { request, target, body: await readBody(request), user: undefined, warnings: [] };
+    if (control !== undefined && target.path.startsWith(controlPath)) {
+      send(response, await answerControl(exchange, control), wanted);
+      return;
+    }
     const strike = faults.strike(isTokenReview(target));
     if (strike !== undefined && strike.delayMs > 0) await delay(strike.delayMs, undefined, { ref: false, signal });
     if (strike?.fault === 'reset') {
@@ -98,13 +97,25 @@ export function createApi({
     } else send(response, { ...answered, headers: { ...answered.headers, ...headers } }, wanted);
   }
 
+  // No fault strikes here, and nothing is counted: what a test does to the authority is not what it tests.
+  async function answerControl(exchange: Exchange, answerTo: Control): Promise<Answer> {
+    try {
+      const user = authenticateCaller(exchange);
+      const { path, attributes } = exchange.target;
+      if (!user.groups.includes('system:masters')) throw forbidden(user, attributes);
+      return await answerTo(exchange.request.method ?? 'GET', path, readAny(exchange));
+    } catch (error) {
+      if (error instanceof StatusError) return refusal(error);
+      throw error;
+    }
+  }
+
   function record({ target: { attributes }, user }: Exchange, status: number): void {
     const [, serviceAccount] = /^system:serviceaccount:(.*)$/.exec(user?.username ?? '') ?? [];
     const resource =
       'path' in attributes ? attributes.path : [attributes.resource, attributes.subresource].filter((part) => part !== '').join('/');
     const who = serviceAccount === undefined ? {} : { serviceAccount: serviceAccount.replace(':', '/') };
-    if (calls.length >= 10_000) calls.splice(0, 1000);
-    calls.push({ verb: attributes.verb, resource, ...who, status });
+    log.record({ verb: attributes.verb, resource, ...who, status });
   }
 
   function decide(exchange: Exchange, strike: Strike | undefined): Answer {

@@ -1,28 +1,35 @@
 // Puts the authority together: one cluster, its API behind a socket, its kubelet, and the handles by which a test moves them.
+import type { ChildProcess } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { setMaxListeners } from 'node:events';
 import { mkdtempSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createApi } from './api.ts';
-import type { Call } from './api.ts';
+import { createCallLog } from './calls.ts';
+import type { Call } from './calls.ts';
 import { issueCertificates } from './certificates.ts';
 import { createCluster, ensureNamespace, ensureServiceAccount } from './cluster.ts';
+import { createControl } from './control.ts';
+import type { Control } from './control.ts';
 import { checkFault, createFaults } from './faults.ts';
 import type { Fault, FaultOptions } from './faults.ts';
 import { createKubelet } from './kubelet.ts';
 import { createListener } from './listener.ts';
 import { readManifests } from './manifests.ts';
 import { formatTime } from './objects.ts';
+import type { ClusterObject } from './objects.ts';
 import { createPodObject, ensurePodObject, generateName, podSpec, startPod } from './pods.ts';
 import type { Pod } from './pods.ts';
+import { createProcesses } from './processes.ts';
+import type { RunOptions } from './processes.ts';
 import { createSigningKeys, generateSigningKey } from './signing.ts';
 import { issueToken } from './token-request.ts';
 import { createWorkloads } from './workloads.ts';
 
 /** Options of {@link createAuthority}. */
 export interface AuthorityOptions {
-  /** Manifests to apply at the start: paths of YAML files, which may hold `*`. Default: none. */
+  /** Manifests to apply at the start: paths of YAML files or of folders of them, which may hold `*`. Default: none. */
   readonly manifests?: string | readonly string[];
   /** The port on 127.0.0.1. Default 0: any that is free. */
   readonly port?: number;
@@ -62,6 +69,8 @@ export interface Authority extends AsyncDisposable {
   readonly kubeconfig: string;
   /** The requests that were answered, oldest first, at most the last 10 000; never a token. */
   readonly calls: readonly Call[];
+  /** How many requests were answered since the start that had all of these. */
+  count(like?: Partial<Call>): number;
   /** The pods that were started, oldest first, until they are deleted. */
   readonly pods: readonly Pod[];
   /** Issues a token. Rejects with the words of a real API server where that would refuse. */
@@ -69,10 +78,14 @@ export interface Authority extends AsyncDisposable {
   /** Starts a pod: its identity, and its files as the kubelet writes them. */
   pod(serviceAccount: string, options?: PodOptions): Promise<Pod>;
   /**
-   * Applies manifests: paths of YAML files, which may hold `*`. A Deployment or a Pod becomes one pod; those are returned.
+   * Applies manifests: paths of YAML files or of folders of them, which may hold `*`. A Deployment or a Pod becomes one pod; those are returned.
    * Rejects with an `Error` that names the file and the document.
    */
   apply(manifests: string | readonly string[]): Promise<readonly Pod[]>;
+  /**
+   * Starts a process in a pod: with the pod's environment, and of this process's only PATH. It ends with the pod, and with the authority.
+   */
+  run(pod: Pod, command: string, args?: readonly string[], options?: RunOptions): ChildProcess;
   /** Deletes an object at once, as `kubectl delete --force` does; of a namespaced kind the name is `namespace/name`. Rejects where there is none. */
   delete(kind: 'namespace' | 'serviceaccount' | 'pod', name: string, options?: DeleteOptions): Promise<void>;
   /**
@@ -94,6 +107,8 @@ export interface Authority extends AsyncDisposable {
   close(): Promise<void>;
 }
 
+const endWithinMs = 5000;
+
 /** Starts an authority. Rejects where the port is taken or a manifest cannot be applied. */
 export async function createAuthority({ manifests, port = 0 }: AuthorityOptions = {}): Promise<Authority> {
   const signingKey = generateSigningKey();
@@ -109,19 +124,18 @@ export async function createAuthority({ manifests, port = 0 }: AuthorityOptions 
   const caFile = join(directory, 'ca.crt');
   const kubeconfig = join(directory, 'kubeconfig');
   const faults = createFaults();
-  const calls: Call[] = [];
+  const log = createCallLog();
+  const processes = createProcesses();
   const closing = new AbortController();
   // Each request that is slow listens to it.
   setMaxListeners(0, closing.signal);
   const outages = new Set<symbol>();
   let pods: readonly Pod[] = [];
   let url = '';
-  const workloads = createWorkloads(
-    cluster,
-    { start: (object) => start(object), stop: removePod, forget: forgetPod },
-    () => certificates.ca,
-  );
-  const api = createApi({ cluster, faults, calls, url: () => url, signal: closing.signal, controllers: workloads });
+  const runner = { start: (object: ClusterObject) => start(object), end: endPod, stop: removePod, forget: forgetPod };
+  const workloads = createWorkloads(cluster, runner, () => certificates.ca);
+  const control: Control = (method, path, body) => answerControl(method, path, body);
+  const api = createApi({ cluster, faults, log, url: () => url, signal: closing.signal, controllers: workloads, control });
   const listener = await createListener(port, certificates, api).catch((error: unknown) => {
     rmSync(directory, { recursive: true });
     throw error;
@@ -142,7 +156,8 @@ export async function createAuthority({ manifests, port = 0 }: AuthorityOptions 
     url,
     caFile,
     kubeconfig,
-    calls,
+    calls: log.calls,
+    count: (like) => log.count(like),
     get pods() {
       return pods;
     },
@@ -164,6 +179,10 @@ export async function createAuthority({ manifests, port = 0 }: AuthorityOptions 
     },
     async apply(paths) {
       return workloads.apply(readManifests(paths));
+    },
+    run(pod, command, args = [], options = {}) {
+      if (!pods.includes(pod)) throw new Error(`pod ${pod.name} does not run`);
+      return processes.run(pod, command, args, options);
     },
     async delete(kind, name, { gracePeriodSeconds = 0 } = {}) {
       if (kind === 'namespace') {
@@ -214,10 +233,13 @@ export async function createAuthority({ manifests, port = 0 }: AuthorityOptions 
       closing.abort();
       kubelet.close();
       listener.close();
+      await processes.stopAll(endWithinMs);
       rmSync(directory, { recursive: true, force: true });
     },
     [Symbol.asyncDispose]: () => authority.close(),
   };
+
+  const answerControl = createControl(authority, log);
 
   function bindReviewer(namespace: string, name: string): void {
     const binding = `${namespace}-${name}-auth-delegator`;
@@ -241,7 +263,13 @@ export async function createAuthority({ manifests, port = 0 }: AuthorityOptions 
     cluster.objects.replace({ ...pod, metadata: { ...metadata, deletionTimestamp, deletionGracePeriodSeconds: seconds } });
   }
 
+  async function endPod({ metadata: { name, namespace = 'default', uid } }: ClusterObject, graceMs: number): Promise<void> {
+    await processes.stop(uid, graceMs);
+    if (cluster.objects.find('Pod', name, namespace)?.metadata.uid === uid) removePod(namespace, name);
+  }
+
   function forgetPod(uid: string): void {
+    void processes.stop(uid, 0);
     kubelet.unmount(uid);
     pods = pods.filter((pod) => pod.uid !== uid);
   }

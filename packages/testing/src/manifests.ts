@@ -1,5 +1,6 @@
 // The only place that reads manifests: which files, which documents, which kinds, and what a workload's pod looks like.
-import { globSync, readFileSync } from 'node:fs';
+import { globSync, readdirSync, readFileSync, statSync } from 'node:fs';
+import { join } from 'node:path';
 import { parseAllDocuments } from 'yaml';
 import { isRecord, readRecord } from './json.ts';
 import type { NewObject } from './objects.ts';
@@ -21,7 +22,7 @@ const kinds: Readonly<Record<string, readonly string[]>> = {
 const clusterScoped = new Set(['Namespace', 'ClusterRole', 'ClusterRoleBinding']);
 
 /**
- * Reads manifests in YAML, several documents to a file, in the order of the files. A path may hold `*`.
+ * Reads manifests in YAML, several documents to a file, in the order of the files. A path may be a folder, or hold `*`.
  * Throws an `Error` that names the file and the document.
  */
 export function readManifests(paths: string | readonly string[]): readonly Manifest[] {
@@ -40,6 +41,11 @@ export function readTemplate({ metadata: { name }, spec: own }: NewObject): {
 }
 
 function listFiles(path: string): readonly string[] {
+  if (statSync(path, { throwIfNoEntry: false })?.isDirectory() === true) {
+    const inside = readdirSync(path).filter((name) => /\.(ya?ml|json)$/.test(name));
+    if (inside.length === 0) throw new Error(`no manifest lies in ${path}`);
+    return inside.toSorted().map((name) => join(path, name));
+  }
   if (!/[*?[{]/.test(path)) return [path];
   const files = globSync(path).toSorted();
   if (files.length === 0) throw new Error(`no file matches ${path}`);

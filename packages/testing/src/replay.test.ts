@@ -5,6 +5,7 @@ import { createServer, request as send } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { after, before, describe, it } from 'node:test';
 import { createApi } from './api.ts';
+import { createCallLog } from './calls.ts';
 import { createCluster } from './cluster.ts';
 import { createFaults } from './faults.ts';
 import { isRecord, readRecord, readText } from './json.ts';
@@ -63,7 +64,7 @@ describe('the authority, asked what a real API server was asked', () => {
   const api = createApi({
     cluster,
     faults: createFaults(),
-    calls: [],
+    log: createCallLog(),
     url: () => 'https://127.0.0.1:16443',
     signal: new AbortController().signal,
   });

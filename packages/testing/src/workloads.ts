@@ -16,7 +16,9 @@ import { kindOf } from './resources.ts';
 /** What starts and stops pods. */
 export interface PodRunner {
   start(object: ClusterObject): Pod;
-  /** Ends the pod and removes its object. */
+  /** Lets the pod's processes end, for so many milliseconds at most, and then removes its object. */
+  end(object: ClusterObject, graceMs: number): Promise<void>;
+  /** Ends the pod at once and removes its object. */
   stop(namespace: string, name: string): void;
   /** Forgets a pod whose object is gone. */
   forget(uid: string): void;
@@ -71,9 +73,9 @@ export function createWorkloads(cluster: Cluster, runner: PodRunner, ca: () => s
       if (object.kind === 'Deployment') follow(object);
       else if (object.kind !== 'Pod') complete(object);
     },
-    terminating({ kind, metadata: { name, namespace = 'default', uid } }) {
-      // There is nothing in the pod that would take its time.
-      if (kind === 'Pod') runner.stop(namespace, name);
+    terminating(object) {
+      const { name, uid, deletionGracePeriodSeconds } = object.metadata;
+      if (object.kind === 'Pod') void runner.end(object, Number(deletionGracePeriodSeconds ?? 0) * 1000);
       // Long enough for `kubectl delete -f` to delete by name what is in it; a real one takes longer.
       else setTimeout(() => empty(name, uid), emptyAfterMs).unref();
     },

@@ -1,0 +1,113 @@
+import assert from 'node:assert/strict';
+import { once } from 'node:events';
+import { readFileSync, writeFileSync } from 'node:fs';
+import { dirname, join } from 'node:path';
+import { after, before, describe, it } from 'node:test';
+import { createAuthority } from './authority.ts';
+import type { Authority } from './authority.ts';
+import { ask } from './fixtures/ask.ts';
+import type { Answer } from './fixtures/ask.ts';
+import type { Pod } from './pods.ts';
+
+const reviews = '/apis/authentication.k8s.io/v1/tokenreviews';
+
+describe('the authority, moved from another process', () => {
+  let authority: Authority;
+  let pod: Pod;
+  let administrator: Pick<Pod, 'apiServer'>;
+
+  before(async () => {
+    authority = await createAuthority();
+    pod = await authority.pod('shop/shop');
+    const tokenFile = join(dirname(authority.caFile), 'admin-token');
+    writeFileSync(tokenFile, JSON.parse(readFileSync(authority.kubeconfig, 'utf8')).users[0].user.token);
+    administrator = { apiServer: { url: authority.url, caFile: authority.caFile, tokenFile } };
+  });
+  after(() => authority.close());
+
+  const control = (method: string, path: string, body?: object): Promise<Answer> =>
+    ask(administrator, method, `/authority/v1/${path}`, body);
+  const review = async (): Promise<number> => (await ask(pod, 'POST', reviews, { spec: { token: 'x' } })).status;
+
+  it('sets faults, once or until they are taken away', async () => {
+    const { text, status } = await control('POST', 'faults', { fault: 'unauthorized' });
+    assert.equal(status, 201);
+    assert.deepEqual([await review(), await review()], [401, 401]);
+    await control('DELETE', `faults/${JSON.parse(text).id}`);
+    assert.equal(await review(), 201);
+    await control('POST', 'faults', { fault: { status: 418, body: 'tea' }, times: 1 });
+    assert.deepEqual([await review(), await review()], [418, 201]);
+    await control('POST', 'faults', { fault: 'forbidden' });
+    await control('DELETE', 'faults');
+    assert.equal(await review(), 201);
+  });
+
+  it('ends an outage by itself', async () => {
+    assert.equal((await control('POST', 'faults', { fault: 'outage' })).status, 400);
+    const { status } = await control('POST', 'faults', { fault: 'outage', durationMs: 60_000 });
+    assert.equal(status, 201);
+    await assert.rejects(review(), { code: 'ECONNREFUSED' });
+    await authority.recover();
+    assert.equal(await review(), 201);
+  });
+
+  it('moves the clock', async () => {
+    const start = authority.now().getTime();
+    const { text } = await control('POST', 'time', { advanceMs: 60_000 });
+    assert.equal(JSON.parse(text).now, authority.now().toISOString());
+    assert.ok(authority.now().getTime() - start >= 60_000);
+  });
+
+  it('tells the calls and counts them', async () => {
+    await control('DELETE', 'calls');
+    await review();
+    await review();
+    const { counts, calls } = JSON.parse((await control('GET', 'calls')).text);
+    assert.deepEqual(counts, [{ verb: 'create', resource: 'tokenreviews', serviceAccount: 'shop/shop', status: 201, count: 2 }]);
+    assert.equal(calls.length, 2);
+    assert.equal(authority.count({ resource: 'tokenreviews', status: 201 }), 2);
+    assert.equal(authority.count({ status: 500 }), 0);
+  });
+
+  it('starts pods', async () => {
+    const { text } = await control('POST', 'pods', { serviceAccount: 'tea/tea', tokens: { store: 'store' } });
+    assert.deepEqual(JSON.parse(text).env, authority.pods.at(-1)?.env);
+    assert.equal(JSON.parse((await control('GET', 'pods')).text).pods.length, 2);
+  });
+
+  it('refuses everybody but the administrator, and what does not exist', async () => {
+    assert.equal((await ask(pod, 'GET', '/authority/v1/calls')).status, 403);
+    assert.equal((await ask(pod, 'GET', '/authority/v1/calls', undefined, { authorization: 'Bearer x' })).status, 401);
+    const { status, text } = await control('POST', 'faults', { fault: 'nope' });
+    assert.deepEqual([status, /there is no fault \\"nope\\"/.test(text)], [400, true]);
+    assert.equal((await control('GET', 'nope')).status, 404);
+  });
+});
+
+describe('run', () => {
+  const print = 'console.log(JSON.stringify(process.env))';
+  const wait = "process.on('SIGTERM', () => process.exit(7)); console.log('ready'); setInterval(() => undefined, 1000)";
+
+  it('starts a process with the environment of the pod alone', async () => {
+    await using authority = await createAuthority();
+    const pod = await authority.pod('shop/shop');
+    const child = authority.run(pod, process.execPath, ['-e', print], { stdio: ['ignore', 'pipe', 'inherit'], env: { PORT: '1' } });
+    const [text] = await once(child.stdout ?? child, 'data');
+    assert.deepEqual(JSON.parse(String(text)), { PATH: process.env['PATH'], PORT: '1', ...pod.env });
+  });
+
+  it('lets a process end with its pod, and with the authority', async () => {
+    const authority = await createAuthority();
+    const [one, other] = [await authority.pod('shop/one'), await authority.pod('shop/other')];
+    const children = [one, other].map((pod) =>
+      authority.run(pod, process.execPath, ['-e', wait], { stdio: ['ignore', 'pipe', 'inherit'] }),
+    );
+    await Promise.all(children.map((child) => once(child.stdout ?? child, 'data')));
+    const ends = children.map((child) => once(child, 'close'));
+    await authority.delete('pod', `shop/${one.name}`);
+    assert.deepEqual(await ends[0], [null, 'SIGKILL']);
+    assert.throws(() => authority.run(one, 'true'), { message: `pod ${one.name} does not run` });
+    await authority.close();
+    assert.deepEqual(await ends[1], [7, null]);
+  });
+});
