@@ -66,6 +66,7 @@ function mayPass(token: string): boolean {
     audiences.includes('secret-store') &&
     typeof payload['exp'] === 'number' &&
     payload['exp'] >= now - 60 &&
+    payload['exp'] <= 8.64e12 &&
     typeof bound?.namespace === 'string' &&
     /^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$/.test(bound.namespace) &&
     typeof bound.serviceaccount?.name === 'string' &&
@@ -168,7 +169,20 @@ describe('screen, whatever the token', () => {
   });
 
   it('passes, of headers and claims of any kind, exactly what the rules say', () => {
-    const near = fc.constantFrom<unknown>(now - 61, now - 60, now + 600, 1e308, -1, Number.NaN, String(now), null, [], {});
+    const near = fc.constantFrom<unknown>(
+      now - 61,
+      now - 60,
+      now + 600,
+      8.64e12,
+      8.64e12 + 1,
+      1e308,
+      -1,
+      Number.NaN,
+      String(now),
+      null,
+      [],
+      {},
+    );
     const headers = fc.record(
       {
         alg: fc.oneof(

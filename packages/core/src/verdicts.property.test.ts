@@ -27,7 +27,7 @@ const options = fc.record({
 const nothingKept = { verification: 'review' as const, cacheTtlMs: 0, refusalTtlMs: 0, staleIfErrorMs: 0 };
 const keys = fc.constantFrom('a', 'b');
 const waits = fc.constantFrom(0, 0, 1, 999, 5_000, 30_000, 60_000, 240_000, -10_000);
-const troubles = fc.constantFrom('timeout', 'too_many_requests', 'review_timed_out_inside', 'api_server_error', 'closed');
+const troubles = fc.constantFrom('timeout', 'too_many_requests', 'review_timed_out_inside', 'api_server_error', 'unknown_keys', 'closed');
 const endings = fc.oneof(
   fc.record({ outcome: fc.constant('accepted' as const), livesMs: fc.constantFrom(1, 20_000, 3_600_000, 3_600_000) }),
   fc.record({ outcome: fc.constant('refused' as const), reason: fc.constant('review_refused') }),
@@ -127,7 +127,8 @@ describe('createVerdicts, whatever happens', () => {
           review.answer(verdict);
           for (const each of await Promise.all(review.waiting)) assert.equal(told(each), expected);
           const isNoFailure =
-            verdict.outcome === 'unavailable' && ['too_many_requests', 'review_timed_out_inside', 'closed'].includes(verdict.reason);
+            verdict.outcome === 'unavailable' &&
+            ['too_many_requests', 'review_timed_out_inside', 'unknown_keys', 'closed'].includes(verdict.reason);
           assert.deepEqual(reported.slice(before), isNoFailure ? [] : [verdict.outcome === 'unavailable' ? 'failed' : 'answered']);
         }
 
