@@ -83,7 +83,7 @@ async function soak(options: Options, interruption: AbortSignal): Promise<number
 
   const troubles: string[] = [];
   process.on('unhandledRejection', (reason) => troubles.push(`unhandled rejection of the soak: ${String(reason)}`));
-  const authority = await createAuthority();
+  await using authority = await createAuthority();
   const own = await authority.pod('guard/guard');
   const tally = createTally();
   const model = createModel(windows, tally.judged);
@@ -99,7 +99,6 @@ async function soak(options: Options, interruption: AbortSignal): Promise<number
   child.once('exit', (code, signal) => died.abort(new Error(`The guard's process ended: ${code ?? signal}`)));
   const [first] = (await once(child, 'message', { signal: died.signal }).catch(() => [])) as [Listening?];
   if (first === undefined) {
-    await authority.close();
     console.error('The guard did not start');
     return 1;
   }
@@ -146,7 +145,6 @@ async function soak(options: Options, interruption: AbortSignal): Promise<number
   if (child.connected) child.disconnect();
   if (died.signal.aborted) troubles.push(String(died.signal.reason));
   else await once(child, 'exit');
-  await authority.close();
 
   const isFlat = print(tally, { reviews: calls.reviews(), troubles, stalls: observer.stalls(), events: world.events, heap, seed });
   const isGood = tally.differences.length === 0 && troubles.length === 0 && isFlat;
