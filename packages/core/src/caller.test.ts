@@ -161,6 +161,12 @@ describe('readAllow', () => {
     assert.throws(() => readAllow([undefined]), TypeError);
   });
 
+  it('reads a name that is inherited, rather than admit the whole namespace', () => {
+    const boss = Object.assign(Object.create({ name: 'boss' }) as { name: string }, { namespace: 'ops' });
+    assert.equal(passes([boss], 'ops', 'boss'), true);
+    assert.equal(passes([boss], 'ops', 'anybody'), false);
+  });
+
   it('names the pattern that is wrong', () => {
     assert.throws(() => readAllow(['api/api', '*/*']), { message: /"\*\/\*"/ });
   });

@@ -150,7 +150,8 @@ function readPattern(pattern: unknown): CallerPattern {
   ) {
     const { namespace, name } = pattern as Readonly<Record<string, unknown>>;
     if (typeof namespace === 'string' && isNamespace(namespace)) {
-      if (!Object.hasOwn(pattern, 'name')) return { namespace };
+      // Also where it is inherited: a name that were passed over would admit the whole namespace.
+      if (!('name' in pattern)) return { namespace };
       if (typeof name === 'string' && isName(name)) return { namespace, name };
     }
   }

@@ -153,6 +153,33 @@ describe('guard.check', () => {
     assert.equal(reviews(), asked);
   });
 
+  it('lets all pods of one ServiceAccount go on through an outage', async () => {
+    const guard = guardWith({ cacheTtlMs: 0 });
+    await guard.ready();
+    const known = await Promise.all(
+      Array.from({ length: 150 }, (_item, index) => authority.token('api/api', { audience: 'secret-store', pod: `api-${index}` })),
+    );
+    for (const token of known) await guard.check(carrying(token));
+    authority.fail('outage');
+    const answers = await Promise.allSettled(known.map((token) => guard.check(carrying(token))));
+    assert.deepEqual([...new Set(answers.map(({ status }) => status))], ['fulfilled']);
+  });
+
+  it('lets a known caller go on in an outage, however often it calls, though its key is not loaded yet', async () => {
+    const cluster = await createAuthority();
+    try {
+      const guard = guardWith({ cacheTtlMs: 0, apiServer: { kubeconfig: cluster.kubeconfig } });
+      await guard.ready();
+      cluster.rotateSigningKey();
+      const token = await cluster.token('api/api', { audience: 'secret-store', pod: 'a' });
+      await guard.check(carrying(token));
+      cluster.fail('outage');
+      for (let calls = 0; calls < 15; calls++) assert.ok(await guard.check(carrying(token)));
+    } finally {
+      await cluster.close();
+    }
+  });
+
   it('asks about ten tokens a second that name no key of the cluster, and knows nobody above that', async () => {
     const guard = guardWith();
     await guard.ready();
@@ -372,9 +399,14 @@ describe('guard.check', () => {
   });
 
   it('answers 503 after close to what would need a review', async () => {
-    const guard = guardWith();
+    const guard = guardWith({ cacheTtlMs: 0 });
+    const token = await apiToken();
+    await guard.check(carrying(token));
     await guard.close();
-    await assert.rejects(guard.check(carrying(await apiToken())), { status: 503 });
+    await assert.rejects(guard.check(carrying(token)), { status: 503 });
+    await assert.rejects(guard.check(carrying(await authority.token('api/api', { audience: 'secret-store', pod: 'new' }))), {
+      status: 503,
+    });
     assert.equal(last().reason, 'closed');
   });
 });

@@ -2,7 +2,7 @@
 
 import { inspect } from 'node:util';
 
-import { connectApiServer } from './api-server.ts';
+import { ApiServerError, connectApiServer } from './api-server.ts';
 import { createBreaker } from './breaker.ts';
 import { type AskedFor, type Caller, formatUsername } from './caller.ts';
 import { type IncomingRequest, refusalError, responseHeadersFor, takeCredential, unavailableError } from './credential.ts';
@@ -74,6 +74,11 @@ function pickRoute(options: GuardOptions): RouteGuard {
   return Object.fromEntries(picked) as RouteGuard;
 }
 
+interface Screened {
+  readonly claims: Claims;
+  readonly spender: string | undefined;
+}
+
 const observeMs = 250;
 const trialMs = 3_000;
 
@@ -84,7 +89,7 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
   const breaker = createBreaker(() =>
     mayReviewTokens(apiServer, trialMs).then(
       () => true,
-      () => false,
+      (error: unknown) => error instanceof ApiServerError && error.reason === 'too_many_requests',
     ),
   );
   const signingKeys = createSigningKeys(apiServer, log);
@@ -104,7 +109,7 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
     const key = verdicts.key(prefix, token);
     let verdict: Sourced | undefined = verdicts.recall(key);
     if (verdict === undefined) {
-      const screened = await screen(route, token);
+      const screened = await screen(route, token, verdicts.isKnown(key));
       if ('outcome' in screened) return screened;
       const { claims, spender } = screened;
       verdict = await verdicts.ask(key, spender, (budgetMs) =>
@@ -125,12 +130,12 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
   }
 
   // What can be told before a review: by shape, claims and signature. Only claims that one of the cluster's keys signed say whose budget the
-  // review spends, and that nobody so named is allowed here.
-  async function screen(route: Route, token: string): Promise<Ruling | { readonly claims: Claims; readonly spender: string | undefined }> {
+  // review spends, and that nobody so named is allowed here. A token that a review accepted lately needs none of that.
+  async function screen(route: Route, token: string, isKnown: boolean): Promise<Ruling | Screened> {
     const source = 'screening';
     const claims = screenClaims(token, route.audiences);
     if ('code' in claims) return { outcome: 'refused', ...claims, source };
-    const signature = isBySignature ? 'unscreened' : await signingKeys.screen(token, claims);
+    const signature = isBySignature || isKnown ? 'unscreened' : await signingKeys.screen(token, claims);
     if (signature === 'forged') return { outcome: 'refused', code: 'invalid_token', reason: 'forged', source };
     if (signature === 'limited') return { outcome: 'unavailable', reason: 'unknown_keys', source };
     if (signature === 'unscreened' || claims.identity === undefined) return { claims, spender: undefined };

@@ -87,7 +87,7 @@ const reasons: Readonly<Record<number, string>> = {
   429: 'too_many_requests',
 };
 
-function unusable({ status, body }: Answer): Verdict {
+function unusable({ status, body }: Answer): { readonly outcome: 'unavailable'; readonly reason: string; readonly detail: string } {
   const message = parseObject(body)?.['message'];
   const reason = reasons[status] ?? (status >= 500 ? 'api_server_error' : 'unexpected_status');
   return { outcome: 'unavailable', reason, detail: printable(`${status} ${typeof message === 'string' ? message : ''}`.trim()) };
@@ -101,7 +101,7 @@ function isOutage(error: string): boolean {
 
 /** For the operator's eyes: no token that it may have echoed, nothing that a terminal would obey, and not at any length. */
 export function printable(text: string): string {
-  const withoutTokens = text.replaceAll(/\be[wy][\w-]{6,}\.[\w-]+(?:\.[\w-]*)?/g, '[token]');
+  const withoutTokens = text.slice(0, 2_048).replaceAll(/\be[wy][\w-]{6,}\.[\w-]+(?:\.[\w-]*)?/g, '[token]');
   return withoutTokens.replaceAll(/[^\x20-\x7e]/g, ' ').slice(0, 256);
 }
 
@@ -123,11 +123,8 @@ export async function mayReviewTokens(apiServer: ApiServerConnection, budgetMs: 
   const review = answer.status >= 200 && answer.status <= 299 ? parseObject(answer.body) : undefined;
   const allowed = asObject(review?.['status'])?.['allowed'];
   if (review?.['kind'] === 'SelfSubjectAccessReview' && typeof allowed === 'boolean') return allowed;
-  const verdict = unusable(answer);
-  throw new ApiServerError(
-    'not_an_access_review',
-    `The API server does not say whether TokenReviews may be created (${'detail' in verdict ? verdict.detail : ''})`,
-  );
+  const { reason, detail } = unusable(answer);
+  throw new ApiServerError(reason, `The API server does not say whether TokenReviews may be created (${detail})`);
 }
 
 /** What to tell an operator whose service may not review tokens. */

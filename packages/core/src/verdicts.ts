@@ -29,6 +29,8 @@ export interface Verdicts {
   key(prefix: string, token: string): string;
   /** The verdict that is still good, without waiting. */
   recall(key: string): Sourced | undefined;
+  /** Whether a review accepted this token lately, so that it is certainly not forged. */
+  isKnown(key: string): boolean;
   /**
    * The verdict of a review: one in flight for each key, however many wait for it. A waiter that goes away cancels nothing.
    * `spender` is the ServiceAccount whose budget it spends, where that is certain.
@@ -46,7 +48,9 @@ const maxWaitingOfOne = 100;
 const shareOfOne = 1 / 10;
 
 export function createVerdicts(options: MemoryOptions, breaker: Pick<Breaker, 'isOpen' | 'report'>, log: Log): Verdicts {
-  const { verification: source, cacheTtlMs, refusalTtlMs, staleIfErrorMs } = options;
+  const { verification: source, cacheTtlMs, refusalTtlMs } = options;
+  // By signature there is no last review that could count: without keys, nobody knows.
+  const staleIfErrorMs = source === 'review' ? options.staleIfErrorMs : 0;
   // Separate, so that a flood of bad tokens cannot push out good callers.
   const acceptances = createMemory<Accepted>(maxCallers);
   const refusals = createMemory<Refused>(maxRefusals);
@@ -77,7 +81,8 @@ export function createVerdicts(options: MemoryOptions, breaker: Pick<Breaker, 'i
   function settle(key: string, spender: string | undefined, verdict: Verdict, askedAtMs: number): Sourced {
     if (verdict.outcome === 'unavailable') {
       if (!isNoFailure.has(verdict.reason)) breaker.report('failed');
-      if (!isOurLimit.has(verdict.reason)) tell(verdict);
+      if (isOurLimit.has(verdict.reason)) return { ...verdict, source };
+      tell(verdict);
       return acceptedStill(key) ?? { ...verdict, source };
     }
     breaker.report('answered');
@@ -119,6 +124,7 @@ export function createVerdicts(options: MemoryOptions, breaker: Pick<Breaker, 'i
       const refused = refusals.recall(key, refusalTtlMs);
       return refused && { ...refused, source: 'cache' };
     },
+    isKnown: (key) => acceptanceWithin(key, staleIfErrorMs) !== undefined,
     async ask(key, spender, review) {
       if (breaker.isOpen()) return withoutAsking(key);
       const flight = flights.get(key);
