@@ -103,6 +103,10 @@ describe('connectApiServer, asking', () => {
       const connection = connect();
       for (let asked = 0; asked < 20; asked++) await ask(connection);
       assert.equal(listeners, 0);
+      // More than there are connections, so that some are handed on.
+      await Promise.all(Array.from({ length: 200 }, () => ask(connection)));
+      await ask(connection);
+      assert.equal(listeners, 0);
     } finally {
       unsubscribe('http.client.request.start', count);
     }

@@ -6,6 +6,7 @@ import { Agent, request as httpsRequest, type RequestOptions } from 'node:https'
 import { createRequire } from 'node:module';
 import { homedir } from 'node:os';
 import { delimiter, join } from 'node:path';
+import { TLSSocket } from 'node:tls';
 
 import type { KubeConfig } from '@kubernetes/client-node';
 
@@ -190,8 +191,9 @@ function attempt(url: URL, agent: Agent, credentials: Credentials, question: Que
       Math.max(0, Math.min(attemptMs, leftMs)),
     );
     request.once('socket', (socket) => {
-      isSecure = request.reusedSocket;
-      // Not on a reused socket, where it would never come off: the listener holds the request, and the request the token.
+      // Of a kept connection too, whether free before or handed on by the agent's queue: there the listener would never come off, and it holds
+      // the request, as the request holds the token.
+      isSecure = socket instanceof TLSSocket && socket.authorized;
       if (isSecure) return;
       socket.once('secureConnect', () => {
         isSecure = true;
