@@ -72,6 +72,7 @@ describe('screen', () => {
     assert.equal(reasonFor(mint({ ...claims, exp: String(claims.exp) })), 'claims_missing');
     assert.equal(reasonFor(mint({ ...claims, exp: null })), 'claims_missing');
     assert.equal(reasonFor(mint({ ...claims, exp: 1e308 })), 'claims_missing');
+    assert.equal(reasonFor(mint({ ...claims, exp: -1 })), 'claims_missing');
   });
 
   it('refuses tokens without a ServiceAccount in the kubernetes.io claims', () => {

@@ -67,7 +67,7 @@ export function readClaims({ header, payload }: Jwt): Claims | undefined {
   const audiences = typeof aud === 'string' ? [aud] : aud;
   if (!Array.isArray(audiences) || !audiences.every((audience) => typeof audience === 'string')) return undefined;
   // 8.64e12 is the last second that a Date can hold.
-  if (typeof exp !== 'number' || !(exp <= 8.64e12)) return undefined;
+  if (typeof exp !== 'number' || !(exp >= 0 && exp <= 8.64e12)) return undefined;
   return {
     audiences,
     issuer: typeof iss === 'string' ? iss : undefined,

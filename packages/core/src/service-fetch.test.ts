@@ -56,6 +56,35 @@ describe('serviceFetch', () => {
     assert.equal(shop.arrived[0]?.token, undefined);
   });
 
+  it('goes by what a Request is, not by what a subclass says of it', async () => {
+    const disguised = Object.defineProperty(new Request(foreign.origin), 'url', { value: shop.origin });
+    await assert.rejects(shopClient().serviceFetch(disguised), TypeError);
+    assert.deepEqual(foreign.arrived, []);
+  });
+
+  it('reads what it is handed once', async () => {
+    shop.answer = redirect(302, foreign.origin);
+    let reads = 0;
+    const init = {
+      get redirect(): 'manual' | 'follow' {
+        reads += 1;
+        return reads === 1 ? 'manual' : 'follow';
+      },
+    };
+    assert.equal((await shopClient().serviceFetch(`${shop.origin}/from`, init)).status, 302);
+    assert.deepEqual(foreign.arrived, []);
+  });
+
+  it('says so where the fetch that it was given follows redirects by itself', async () => {
+    shop.answer = redirect(302, '/to');
+    const client = createServiceClient({
+      targets: [{ origin: shop.origin, tokenFile: api.tokenFile('shop') }],
+      fetch: (input, init) => fetch(input, { ...init, redirect: 'follow' }),
+    });
+    clients.push(client);
+    await assert.rejects(client.serviceFetch(`${shop.origin}/from`), { name: 'TypeError', message: /must obey redirect: "manual"/ });
+  });
+
   it('replaces a header of that name, and leaves what it was handed as it was', async () => {
     const headers = new Headers({ 'x-client-id': 'forged', accept: 'text/plain' });
     await shopClient().serviceFetch(shop.origin, { headers });

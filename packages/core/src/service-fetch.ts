@@ -9,13 +9,15 @@ const maxRedirections = 20;
 
 /** `findTarget` throws on an origin that is not named. */
 export function createServiceFetch(findTarget: (url: URL) => NamedTarget, chosen: typeof fetch | undefined): typeof fetch {
-  return async (input, init) => {
+  return async (input, given) => {
+    // Read once: what is looked at is what is sent.
+    const init = { ...given };
     const request = typeof input === 'object' && 'url' in input ? input : undefined;
-    let url = new URL(typeof input === 'object' && 'url' in input ? input.url : input);
+    let url = new URL(typeof input === 'object' && 'url' in input ? urlOf(input) : input);
     const { header, file } = findTarget(url);
     const { origin } = url;
-    const follow = (init?.redirect ?? request?.redirect ?? 'follow') === 'follow';
-    const headers = new Headers(init?.headers ?? request?.headers);
+    const follow = (init.redirect ?? request?.redirect ?? 'follow') === 'follow';
+    const headers = new Headers(init.headers ?? request?.headers);
     let options: RequestInit = { ...init, ...(follow && { redirect: 'manual' }) };
     let sentAgain = false;
 
@@ -28,6 +30,9 @@ export function createServiceFetch(findTarget: (url: URL) => NamedTarget, chosen
       const token = await file.token();
       let answer = await send(token);
 
+      if (follow && answer.redirected) {
+        throw new TypeError('The "fetch" option follows redirects by itself, with the token: it must obey redirect: "manual"');
+      }
       const challenge = answer.headers.get('www-authenticate');
       if (!sentAgain && refusesToken(answer.status, challenge) && canSendAgain(options.body ?? first?.body)) {
         const newer = await file.tokenAfter(token);
@@ -51,6 +56,11 @@ export function createServiceFetch(findTarget: (url: URL) => NamedTarget, chosen
       options = redirected(answer.status, headers, options, first);
     }
   };
+}
+
+// Past what a subclass says of itself: fetch goes by the request, not by its properties.
+function urlOf(request: { readonly url: string }): string {
+  return request instanceof Request ? Reflect.get(Request.prototype, 'url', request) : request.url;
 }
 
 /** Whether a body is still whole after it was sent: a stream, an iterable, and the body of a `Request` are not. */
