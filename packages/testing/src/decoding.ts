@@ -57,7 +57,7 @@ export function decodeBody(
   body: string,
   { yaml, strict }: { readonly yaml: boolean; readonly strict: boolean },
 ): DecodedBody {
-  return decodeValue(type, decodeText(type, body, yaml), { strict });
+  return decodeValue(type, decodeText(type, body, yaml), { strict, duplicates: yaml ? [] : findDuplicates(body) });
 }
 
 /** Parses a body, JSON or YAML, and checks that it is of this kind. Throws a 400 {@link StatusError}. */
@@ -77,9 +77,13 @@ export function decodeText(type: Pick<BodyType, 'kind' | 'apiVersion'>, body: st
 }
 
 /** Decodes a body that was parsed. Throws a 400 {@link StatusError}. */
-export function decodeValue(type: BodyType, value: JsonRecord, { strict }: { readonly strict: boolean }): DecodedBody {
+export function decodeValue(
+  type: BodyType,
+  value: JsonRecord,
+  { strict, duplicates = [] }: { readonly strict: boolean; readonly duplicates?: readonly string[] },
+): DecodedBody {
   const version = type.apiVersion.split('/').at(-1);
-  const warnings: string[] = [];
+  const warnings = duplicates.map((path) => `duplicate field "${path}"`);
   const refuse = (message: string): StatusError =>
     badRequest(`${type.kind} in version "${version}" cannot be handled as a ${type.kind}: ${message}`);
   const object = decodeStruct(value, type.shape, '', warnings, refuse);
@@ -143,6 +147,25 @@ function parseBody(type: Pick<BodyType, 'kind'>, body: string, yaml: boolean): J
   if (isRecord(value)) return value;
   const target = 'struct { APIVersion string "json:\\"apiVersion,omitempty\\""; Kind string "json:\\"kind,omitempty\\"" }';
   throw unrecognized(`json: cannot unmarshal ${goType(value)} into Go value of type ${target}`);
+}
+
+/** The fields that stand more than once in a JSON object, which a parser takes without a word; the last one counts. */
+function findDuplicates(body: string): readonly string[] {
+  const open: { readonly path: string; readonly keys: Set<string>; last: string }[] = [];
+  const found: string[] = [];
+  for (const [token, key] of body.matchAll(/("(?:[^"\\]|\\.)*")\s*:|"(?:[^"\\]|\\.)*"|[{}[\]]/g)) {
+    const inner = open.at(-1);
+    if (token === '{' || token === '[') {
+      const path = inner === undefined || inner.last === '' ? '' : `${inner.path}${inner.last}.`;
+      open.push({ path: token === '{' ? path : (inner?.path ?? ''), keys: new Set(), last: '' });
+    } else if (token === '}' || token === ']') open.pop();
+    else if (key !== undefined && inner !== undefined) {
+      inner.last = JSON.parse(key);
+      if (inner.keys.has(inner.last)) found.push(`${inner.path}${inner.last}`);
+      inner.keys.add(inner.last);
+    }
+  }
+  return found;
 }
 
 // Go and V8 word syntax errors differently; where the text simply ends, which is the usual case, they can be matched.
