@@ -15,6 +15,7 @@ import type { Control } from './control.ts';
 import { checkFault, createFaults } from './faults.ts';
 import type { Fault, FaultOptions } from './faults.ts';
 import { createKubelet } from './kubelet.ts';
+import { formatKubeconfig } from './kubeconfig.ts';
 import { createListener } from './listener.ts';
 import { readManifests } from './manifests.ts';
 import { formatTime } from './objects.ts';
@@ -289,20 +290,4 @@ function parseName(name: string): readonly [namespace: string, name: string] {
     throw new TypeError(`"${name}" must be written namespace/name`);
   }
   return [namespace, inner];
-}
-
-function formatKubeconfig(server: string, caFile: string, token: string): string {
-  // JSON is YAML, and its strings need no further quoting.
-  return `${JSON.stringify(
-    {
-      apiVersion: 'v1',
-      kind: 'Config',
-      'current-context': 'authority',
-      clusters: [{ name: 'authority', cluster: { server, 'certificate-authority': caFile } }],
-      users: [{ name: 'kubernetes-admin', user: { token } }],
-      contexts: [{ name: 'authority', context: { cluster: 'authority', user: 'kubernetes-admin' } }],
-    },
-    undefined,
-    2,
-  )}\n`;
 }

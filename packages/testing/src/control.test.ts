@@ -54,8 +54,9 @@ describe('the authority, moved from another process', () => {
   it('moves the clock', async () => {
     const start = authority.now().getTime();
     const { text } = await control('POST', 'time', { advanceMs: 60_000 });
-    assert.equal(JSON.parse(text).now, authority.now().toISOString());
-    assert.ok(authority.now().getTime() - start >= 60_000);
+    const told = Date.parse(JSON.parse(text).now);
+    assert.ok(told - start >= 60_000);
+    assert.ok(authority.now().getTime() >= told);
   });
 
   it('tells the calls and counts them', async () => {
