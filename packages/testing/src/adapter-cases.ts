@@ -435,6 +435,30 @@ function casesOfBothHeaders(stage: Stage): void {
       app.assertRefused(answer, mode.missing);
     });
 
+    it('is refused before the body that it expects to be asked for', async () => {
+      const app = await start();
+      const headers: readonly HeaderLine[] = [
+        ['Host', 'a'],
+        ['Content-Length', '5'],
+        ['Expect', '100-continue'],
+      ];
+      const answers = await converse(app.url, formatRequest('POST /guarded HTTP/1.1', headers));
+      assert.equal(answers.at(-1)?.status, mode.missing.status);
+      assert.equal(app.runs, 0);
+    });
+
+    it('reaches no handler with 64 kB of header', async () => {
+      const app = await start();
+      const headers: readonly HeaderLine[] = [
+        ['Host', 'a'],
+        [mode.name, mode.value('x'.repeat(65_536))],
+      ];
+      // Node refuses it itself, and may reset the connection before the answer has arrived.
+      const answers = await converse(app.url, formatRequest('GET /guarded HTTP/1.1', headers));
+      assert.ok(answers.every(({ status }) => status === 431));
+      assert.equal(app.runs, 0);
+    });
+
     it('reaches no handler by another spelling of the path', async () => {
       const app = await start();
       await app.send({ path: '/guarded/' });

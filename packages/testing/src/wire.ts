@@ -93,7 +93,8 @@ function parseAnswers(text: string): readonly Answer[] {
     const [, status] = /^HTTP\/1\.[01] (\d{3})(?: |$)/.exec(line) ?? [];
     if (end === -1 || status === undefined) throw new Error(`this is no answer: ${JSON.stringify(rest)}`);
     const headers: IncomingHttpHeaders = Object.fromEntries(lines.map(parseLine));
-    const [body, after] = splitBody(rest.slice(end + 4), headers);
+    // An interim answer has no body (RFC 9110 §15.2).
+    const [body, after] = Number(status) < 200 ? ['', rest.slice(end + 4)] : splitBody(rest.slice(end + 4), headers);
     answers.push({ status: Number(status), headers, body, isReused: answers.length > 0 });
     rest = after;
   }
