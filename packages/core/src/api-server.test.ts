@@ -10,7 +10,8 @@ import { promisify } from 'node:util';
 
 import { type Authority, createAuthority, type Pod } from '@k8s-sa-auth/testing';
 
-import { type ApiServer, type ApiServerConnection, connectApiServer } from './api-server.ts';
+import { type ApiServerConnection, connectApiServer } from './api-server.ts';
+import type { ApiServer } from './endpoint.ts';
 
 let authority: Authority;
 let store: Pod;

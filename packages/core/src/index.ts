@@ -2,7 +2,7 @@
 
 export type { Allow, AllowPredicate, AskedFor, Caller, CallerPattern } from './caller.ts';
 export type { IncomingRequest, TokenHeader } from './credential.ts';
-export type { ApiServer } from './api-server.ts';
+export type { ApiServer } from './endpoint.ts';
 export type { ConnectionOptions, GuardOptions, RouteGuard } from './options.ts';
 export type { Logger } from './logger.ts';
 export { createGuard, createOptInGuard, type Guard, type OptInGuard } from './guard.ts';

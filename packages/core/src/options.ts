@@ -1,6 +1,6 @@
 // What a guard may be told, its defaults, and what is wrong with it: applied and checked here, once.
 
-import type { ApiServer } from './api-server.ts';
+import type { ApiServer } from './endpoint.ts';
 import { type Admission, type Allow, readAllow } from './caller.ts';
 import type { TokenHeader } from './credential.ts';
 import type { Logger } from './logger.ts';
