@@ -164,7 +164,7 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
     const prefix = verdicts.prefix(route.audiences);
     for (const audience of route.audiences) audiences.add(audience);
     const enforced = route.mode === 'enforce';
-    if (!enforced) {
+    if (!enforced && route.audiences.length > 0) {
       const { audiences: named } = route;
       log.warn('observing', { audiences: named }, `The guard for ${named.join(', ')} only observes: nothing is refused`);
     }
