@@ -46,6 +46,8 @@ const messages = {
 
 /** Publishes a ruling with what it was about, and logs it unless all is well. */
 export function reportDecision(ruling: Ruling, about: Pick<Decision, 'enforced' | 'audiences' | 'request' | 'durationMs'>, log: Log): void {
+  // Most decisions: nobody listens, and all is well.
+  if (ruling.outcome === 'allowed' && !decisions.hasSubscribers) return;
   const decision: Decision = { ...ruling, ...(ruling.outcome === 'unavailable' && { code: 'review_unavailable' }), ...about };
   if (decisions.hasSubscribers) decisions.publish(decision);
   if (ruling.outcome === 'allowed') return;
