@@ -72,7 +72,15 @@ export function targetFinder(client: ServiceClient): (origin: string) => NamedTa
   const targets = targetsOf.get(client.serviceFetch);
   if (targets === undefined)
     throw new TypeError('createInterceptor takes the client that createServiceClient or a k8sSaAuthClient returned');
-  return (origin) => targets.get(origin);
+  // To compare is cheaper than to hash a string that was just made, and most requests go where the last one went.
+  let lastOrigin: string | undefined;
+  let last: NamedTarget | undefined;
+  return (origin) => {
+    if (origin === lastOrigin) return last;
+    const target = targets.get(origin);
+    if (target !== undefined) [lastOrigin, last] = [origin, target];
+    return target;
+  };
 }
 
 /**
