@@ -72,7 +72,7 @@ declare module 'fastify' {
 const bases = new WeakMap<FastifyGuard, Guard | OptInGuard>();
 
 // Wide: a name that is not seen to be misspelt is a route without its guard.
-const likeOurs = /k8s[-_]?s?a|sa[-_]?auth/i;
+const likeOurs = /^(?:k8s[-_]?s?a|sa[-_]?auth)/i;
 
 async function guardPlugin(app: FastifyInstance, options: K8sSaAuthOptions): Promise<void> {
   if (Object.hasOwn(app, 'k8sSaAuth')) {
@@ -85,13 +85,23 @@ async function guardPlugin(app: FastifyInstance, options: K8sSaAuthOptions): Pro
   const base = createBase(app, rest, hasDefault, outer);
   const standard = hasDefault && 'check' in base ? base : undefined;
   const compiled = new WeakMap<RouteGuard, Guard>();
+  const understood = new WeakMap<FastifyContextConfig, { readonly own: unknown; readonly guard: Guard | undefined }>();
+
+  // Read once for each route, and anew where what it says is another value by now.
+  function guardOf(config: FastifyContextConfig): Guard | undefined {
+    const { k8sSaAuth: own } = config;
+    const known = understood.get(config);
+    if (known !== undefined && known.own === own) return known.guard;
+    const guard = readConfig(config, own);
+    understood.set(config, { own, guard });
+    return guard;
+  }
 
   // The guard of a route, or undefined where it is public. Throws a TypeError on a config that is not understood.
-  function guardOf(config: FastifyContextConfig): Guard | undefined {
+  function readConfig(config: FastifyContextConfig, own: FastifyContextConfig['k8sSaAuth']): Guard | undefined {
     const misspelt = Object.keys(config).find((key) => key !== 'k8sSaAuth' && likeOurs.test(key));
     if (misspelt !== undefined) throw new TypeError(`config.${misspelt} is not known: write config.k8sSaAuth`);
     if (!('k8sSaAuth' in config)) return routes === 'all' ? standard : undefined;
-    const { k8sSaAuth: own } = config;
     if (own === false) return undefined;
     if (own === true && standard !== undefined) return standard;
     if (typeof own !== 'object' || own === null) {

@@ -103,7 +103,7 @@ describe('config.k8sSaAuth', () => {
     assert.throws(() => app.route(unchecked({ k8sSaAuht: { allow: 'any' } })), refusal(/config\.k8sSaAuht/));
     assert.throws(() => app.route(unchecked({ saAuth: { allow: 'any' } })), refusal(/config\.saAuth/));
     assert.throws(() => app.route(unchecked({ k8sasAuth: { allow: 'any' } })), refusal(/config\.k8sasAuth/));
-    app.route(unchecked({ k8sProbe: true, rateLimit: { max: 7 } }));
+    app.route(unchecked({ visaAuth: true, k8sProbe: true, rateLimit: { max: 7 } }));
     assert.throws(() => app.route(unchecked({ k8sSaAuth: false, K8sSaAuth: true })), refusal(/config\.K8sSaAuth/));
   });
 
