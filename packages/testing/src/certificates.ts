@@ -1,122 +1,136 @@
-// The only place that issues X.509 certificates: the authority's CA and its server certificate, in hand-written DER, since Node
-// reads certificates but cannot make them.
+// The only place that issues X.509 certificates: a cluster's CA, its API server's certificate, and those of its clients.
 import { createHash, generateKeyPairSync, randomBytes, sign } from 'node:crypto';
 import type { KeyObject } from 'node:crypto';
+import * as asn1 from 'asn1js';
+import type { BaseBlock } from 'asn1js';
 
-/** A CA and the server certificate that it has signed, in PEM. */
-export interface Certificates {
-  readonly ca: string;
+/** A certificate and its private key, in PEM. */
+export interface CertificateAndKey {
   readonly certificate: string;
   readonly key: string;
 }
 
+/** Whom a certificate names. */
+export interface Subject {
+  /** The CN: of a client its username, such as `system:node:node-1`. */
+  readonly commonName: string;
+  /** An O for each: of a client its groups. Default: none. */
+  readonly organizations?: readonly string[];
+}
+
+/** A CA, in PEM, and the server certificate that it has signed. */
+export interface Certificates extends CertificateAndKey {
+  readonly ca: string;
+  /** Makes a key, and a certificate with which a client says who it is, until `expiresAt`. Default: the year 2120. */
+  issueClient(subject: Subject, expiresAt?: Date): CertificateAndKey;
+}
+
 const ecdsaWithSha256 = '1.2.840.10045.4.3.2';
-const commonName = '2.5.4.3';
-const serverAuthentication = '1.3.6.1.5.5.7.3.1';
+const attributes = { commonName: '2.5.4.3', organization: '2.5.4.10' };
+const usages = { serverAuth: '1.3.6.1.5.5.7.3.1', clientAuth: '1.3.6.1.5.5.7.3.2' };
+const caSubject = { commonName: 'kubernetes' };
+const serverNames = ['kubernetes', 'kubernetes.default', 'kubernetes.default.svc', 'kubernetes.default.svc.cluster.local', 'localhost'];
 
 // Fixed dates: TLS compares them with the real clock, which neither a mocked Date nor advance() moves.
-const validity = sequence(generalizedTime('20200101000000Z'), generalizedTime('21200101000000Z'));
+const notBefore = new Date('2020-01-01T00:00:00Z');
+const notAfter = new Date('2120-01-01T00:00:00Z');
 
 /** Makes a new CA and a certificate for 127.0.0.1, localhost and kubernetes.default.svc that it has signed. */
 export function issueCertificates(): Certificates {
   const ca = generateKeyPairSync('ec', { namedCurve: 'P-256' });
-  const server = generateKeyPairSync('ec', { namedCurve: 'P-256' });
-  const caIdentifier = keyIdentifier(ca.publicKey);
-  const names = ['kubernetes', 'kubernetes.default', 'kubernetes.default.svc', 'kubernetes.default.svc.cluster.local', 'localhost'];
-  const caCertificate = issue('kubernetes', ca.publicKey, ca.privateKey, [
-    extension('2.5.29.19', true, sequence(boolean(true))), // basicConstraints: a CA
-    extension('2.5.29.15', true, bitString(Buffer.from([0x86]), 1)), // keyUsage: digitalSignature, keyCertSign, cRLSign
-    extension('2.5.29.14', false, der(0x04, caIdentifier)), // subjectKeyIdentifier
-  ]);
-  const serverCertificate = issue('kube-apiserver', server.publicKey, ca.privateKey, [
-    extension('2.5.29.15', true, bitString(Buffer.from([0x80]), 7)), // keyUsage: digitalSignature
-    extension('2.5.29.37', false, sequence(objectIdentifier(serverAuthentication))), // extendedKeyUsage
-    extension('2.5.29.35', false, sequence(der(0x80, caIdentifier))), // authorityKeyIdentifier
-    extension(
-      '2.5.29.17', // subjectAltName
-      false,
-      sequence(...names.map((name) => der(0x82, Buffer.from(name))), der(0x87, Buffer.from([127, 0, 0, 1]))),
-    ),
-  ]);
+  const caIdentifier = createHash('sha1').update(encodeKey(ca.publicKey)).digest();
+
+  function issueLeaf(subject: Subject, usage: string, names: readonly BaseBlock[], expiresAt: Date): CertificateAndKey {
+    const { publicKey, privateKey } = generateKeyPairSync('ec', { namedCurve: 'P-256' });
+    const certificate = issue(subject, publicKey, ca.privateKey, expiresAt, [
+      critical('2.5.29.15', bitString(Buffer.from([0x80]), 7)), // keyUsage: digitalSignature
+      extension('2.5.29.37', sequence(objectIdentifier(usage))), // extendedKeyUsage
+      extension('2.5.29.35', sequence(contextual(0, caIdentifier))), // authorityKeyIdentifier
+      ...(names.length === 0 ? [] : [extension('2.5.29.17', sequence(...names))]), // subjectAltName
+    ]);
+    return { certificate, key: privateKey.export({ type: 'pkcs8', format: 'pem' }).toString() };
+  }
+
+  const names = [...serverNames.map((name) => contextual(2, Buffer.from(name))), contextual(7, Buffer.from([127, 0, 0, 1]))];
   return {
-    ca: pem('CERTIFICATE', caCertificate),
-    certificate: pem('CERTIFICATE', serverCertificate),
-    key: server.privateKey.export({ type: 'pkcs8', format: 'pem' }).toString(),
+    ca: issue(caSubject, ca.publicKey, ca.privateKey, notAfter, [
+      critical('2.5.29.19', sequence(new asn1.Boolean({ value: true }))), // basicConstraints: a CA
+      critical('2.5.29.15', bitString(Buffer.from([0x86]), 1)), // keyUsage: digitalSignature, keyCertSign, cRLSign
+      extension('2.5.29.14', octetString(caIdentifier)), // subjectKeyIdentifier
+    ]),
+    ...issueLeaf({ commonName: 'kube-apiserver' }, usages.serverAuth, names, notAfter),
+    issueClient: (subject, expiresAt = notAfter) => issueLeaf(subject, usages.clientAuth, [], expiresAt),
   };
 }
 
-function issue(subject: string, publicKey: KeyObject, issuerKey: KeyObject, extensions: readonly Buffer[]): Buffer {
+// RFC 5280 section 4.1
+function issue(subject: Subject, publicKey: KeyObject, issuerKey: KeyObject, expiresAt: Date, extensions: readonly BaseBlock[]): string {
   const algorithm = sequence(objectIdentifier(ecdsaWithSha256));
   const body = sequence(
-    der(0xa0, integer(Buffer.from([2]))), // version 3
-    integer(Buffer.concat([Buffer.from([0x01]), randomBytes(15)])),
+    explicit(0, new asn1.Integer({ value: 2 })), // version 3
+    new asn1.Integer({ valueHex: Buffer.concat([Buffer.from([0x01]), randomBytes(15)]) }),
     algorithm,
-    distinguishedName('kubernetes'),
-    validity,
+    distinguishedName(caSubject),
+    sequence(time(notBefore), time(expiresAt)),
     distinguishedName(subject),
-    publicKey.export({ type: 'spki', format: 'der' }),
-    der(0xa3, sequence(...extensions)),
+    asn1.fromBER(encodeKey(publicKey)).result,
+    explicit(3, sequence(...extensions)),
   );
-  return sequence(body, algorithm, bitString(sign('sha256', body, issuerKey), 0));
+  const certificate = sequence(body, algorithm, bitString(sign('sha256', encode(body), issuerKey), 0));
+  const lines =
+    encode(certificate)
+      .toString('base64')
+      .match(/.{1,64}/g) ?? [];
+  return `-----BEGIN CERTIFICATE-----\n${lines.join('\n')}\n-----END CERTIFICATE-----\n`;
 }
 
-function keyIdentifier(publicKey: KeyObject): Buffer {
-  return createHash('sha1')
-    .update(publicKey.export({ type: 'spki', format: 'der' }))
-    .digest();
+function distinguishedName({ commonName, organizations = [] }: Subject): BaseBlock {
+  const attribute = (type: string, value: string): BaseBlock =>
+    new asn1.Set({ value: [sequence(objectIdentifier(type), new asn1.Utf8String({ value }))] });
+  return sequence(...organizations.map((name) => attribute(attributes.organization, name)), attribute(attributes.commonName, commonName));
 }
 
-function distinguishedName(name: string): Buffer {
-  return sequence(der(0x31, sequence(objectIdentifier(commonName), der(0x0c, Buffer.from(name)))));
+// RFC 5280 section 4.1.2.5: dates before 2050 are UTCTime, with a year of two digits.
+function time(valueDate: Date): BaseBlock {
+  return valueDate.getUTCFullYear() < 2050 ? new asn1.UTCTime({ valueDate }) : new asn1.GeneralizedTime({ valueDate });
 }
 
-function extension(identifier: string, critical: boolean, value: Buffer): Buffer {
-  return sequence(objectIdentifier(identifier), ...(critical ? [boolean(true)] : []), der(0x04, value));
+function extension(identifier: string, value: BaseBlock): BaseBlock {
+  return sequence(objectIdentifier(identifier), octetString(encode(value)));
 }
 
-function sequence(...parts: readonly Buffer[]): Buffer {
-  return der(0x30, Buffer.concat(parts));
+function critical(identifier: string, value: BaseBlock): BaseBlock {
+  return sequence(objectIdentifier(identifier), new asn1.Boolean({ value: true }), octetString(encode(value)));
 }
 
-function integer(value: Buffer): Buffer {
-  return der(0x02, value);
+function sequence(...value: BaseBlock[]): BaseBlock {
+  return new asn1.Sequence({ value });
 }
 
-function boolean(value: boolean): Buffer {
-  return der(0x01, Buffer.from([value ? 0xff : 0]));
+function explicit(tagNumber: number, value: BaseBlock): BaseBlock {
+  return new asn1.Constructed({ idBlock: { tagClass: 3, tagNumber }, value: [value] });
 }
 
-function bitString(value: Buffer, unusedBits: number): Buffer {
-  return der(0x03, Buffer.concat([Buffer.from([unusedBits]), value]));
+function contextual(tagNumber: number, valueHex: Buffer): BaseBlock {
+  return new asn1.Primitive({ idBlock: { tagClass: 3, tagNumber }, valueHex });
 }
 
-function generalizedTime(value: string): Buffer {
-  // RFC 5280 section 4.1.2.5: dates before 2050 are UTCTime, with a year of two digits.
-  return value < '2050' ? der(0x17, Buffer.from(value.slice(2))) : der(0x18, Buffer.from(value));
+function objectIdentifier(value: string): BaseBlock {
+  return new asn1.ObjectIdentifier({ value });
 }
 
-function objectIdentifier(dotted: string): Buffer {
-  const [first = 0, second = 0, ...rest] = dotted.split('.').map(Number);
-  const bytes = [first * 40 + second];
-  for (const arc of rest) {
-    const digits = [arc & 0x7f];
-    for (let left = arc >>> 7; left > 0; left >>>= 7) digits.unshift((left & 0x7f) | 0x80);
-    bytes.push(...digits);
-  }
-  return der(0x06, Buffer.from(bytes));
+function octetString(valueHex: Buffer): BaseBlock {
+  return new asn1.OctetString({ valueHex });
 }
 
-function der(tag: number, content: Buffer): Buffer {
-  const length = [];
-  if (content.length < 0x80) length.push(content.length);
-  else {
-    for (let left = content.length; left > 0; left >>>= 8) length.unshift(left & 0xff);
-    length.unshift(0x80 | length.length);
-  }
-  return Buffer.concat([Buffer.from([tag, ...length]), content]);
+function bitString(valueHex: Buffer, unusedBits: number): BaseBlock {
+  return new asn1.BitString({ valueHex, unusedBits });
 }
 
-function pem(label: string, content: Buffer): string {
-  const lines = content.toString('base64').match(/.{1,64}/g) ?? [];
-  return `-----BEGIN ${label}-----\n${lines.join('\n')}\n-----END ${label}-----\n`;
+function encodeKey(publicKey: KeyObject): Buffer {
+  return publicKey.export({ type: 'spki', format: 'der' });
+}
+
+function encode(block: BaseBlock): Buffer {
+  return Buffer.from(block.toBER());
 }
