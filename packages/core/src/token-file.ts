@@ -51,10 +51,10 @@ export interface LoadedToken {
 }
 
 /**
- * Reads a token that may be sent to another service: one compact JWT, with `exp`, for one audience that is not the API server's.
- * Anyone who receives a token for the API server could act as this pod there.
+ * Reads a token that may be sent to another service: one compact JWT that is alive, for one audience that is not the API server's.
+ * Anyone who receives a token for the API server could act as this pod there. Throws a TokenFileError.
  */
-async function loadSendableToken(path: string): Promise<LoadedToken> {
+export async function loadSendableToken(path: string): Promise<LoadedToken> {
   const token = await readSmallFile(path, maxTokenLength);
   const unsendable = (what: string): TokenFileError => new TokenFileError('token_not_sendable', path, `The token in ${path} ${what}`);
   const jwt = parseJwt(token);
@@ -69,6 +69,7 @@ async function loadSendableToken(path: string): Promise<LoadedToken> {
   if (audience === claims.issuer || (await apiServerAudiences()).includes(audience)) {
     throw unsendable("is meant for the API server. Set the target's own audience in the pod's serviceAccountToken volume source");
   }
+  if (Date.now() >= claims.expiresAtMs) throw expired(path, claims.expiresAtMs);
   return { token, audience, expiresAtMs: claims.expiresAtMs, issuedAtMs: claims.issuedAtMs };
 }
 
@@ -151,9 +152,7 @@ export function createTokenFile(file: string, log: Log): TokenFile {
 
   async function load(): Promise<void> {
     try {
-      const next = await loadSendableToken(path);
-      if (Date.now() >= next.expiresAtMs) throw expired(path, next.expiresAtMs);
-      loaded = next;
+      loaded = await loadSendableToken(path);
       reloadedAtMs = Date.now();
       error = undefined;
     } catch (cause) {

@@ -101,12 +101,27 @@ function isOutage(error: string): boolean {
 
 /** For the operator's eyes: no token that it may have echoed, nothing that a terminal would obey, and not at any length. */
 export function printable(text: string): string {
-  const withoutTokens = text.slice(0, 2_048).replaceAll(/\be[wy][\w-]{6,}\.[\w-]+(?:\.[\w-]*)?/g, '[token]');
-  return withoutTokens.replaceAll(/[^\x20-\x7e]/g, ' ').slice(0, 256);
+  return withoutTokens(text.slice(0, 2_048))
+    .replaceAll(/[^\x20-\x7e]/g, ' ')
+    .slice(0, 256);
+}
+
+/** The text, with `[token]` for what looks like one. */
+export function withoutTokens(text: string): string {
+  return text.replaceAll(/\be[wy][\w-]{6,}\.[\w-]+(?:\.[\w-]*)?/g, '[token]');
 }
 
 /** Whether the cluster lets us create TokenReviews. Rejects with an ApiServerError when it cannot be asked. */
-export async function mayReviewTokens(apiServer: ApiServerConnection, budgetMs: number): Promise<boolean> {
+export function mayReviewTokens(apiServer: ApiServerConnection, budgetMs: number): Promise<boolean> {
+  return mayCreate(apiServer, { group: 'authentication.k8s.io', resource: 'tokenreviews' }, budgetMs);
+}
+
+/** Whether the cluster lets us create objects of this kind. Rejects with an ApiServerError when it cannot be asked. */
+export async function mayCreate(
+  apiServer: ApiServerConnection,
+  kind: { readonly group: string; readonly resource: string },
+  budgetMs: number,
+): Promise<boolean> {
   const answer = await apiServer.ask(
     {
       method: 'POST',
@@ -114,7 +129,7 @@ export async function mayReviewTokens(apiServer: ApiServerConnection, budgetMs: 
       body: {
         apiVersion: 'authorization.k8s.io/v1',
         kind: 'SelfSubjectAccessReview',
-        spec: { resourceAttributes: { group: 'authentication.k8s.io', resource: 'tokenreviews', verb: 'create' } },
+        spec: { resourceAttributes: { ...kind, verb: 'create' } },
       },
       maxAnswerBytes: 16_384,
     },
@@ -124,7 +139,7 @@ export async function mayReviewTokens(apiServer: ApiServerConnection, budgetMs: 
   const allowed = asObject(review?.['status'])?.['allowed'];
   if (review?.['kind'] === 'SelfSubjectAccessReview' && typeof allowed === 'boolean') return allowed;
   const { reason, detail } = unusable(answer);
-  throw new ApiServerError(reason, `The API server does not say whether TokenReviews may be created (${detail})`);
+  throw new ApiServerError(reason, `The API server does not say whether ${kind.resource} may be created (${detail})`);
 }
 
 /** What to tell an operator whose service may not review tokens. */
