@@ -4,8 +4,7 @@ import assert from 'node:assert/strict';
 import { randomBytes } from 'node:crypto';
 import { after, before, describe, it } from 'node:test';
 import { setTimeout as delay } from 'node:timers/promises';
-import { createAuthority } from './authority.ts';
-import { connect, connectControlPlane, howToRun, isControlPlaneNamed } from './fixtures/control-plane.ts';
+import { connectControlPlane, howToRun, isControlPlaneNamed, playControlPlane } from './fixtures/control-plane.ts';
 import type { Asked, ControlPlane } from './fixtures/control-plane.ts';
 import { readRecord, readText } from './json.ts';
 import { parseToken } from './signing.ts';
@@ -170,17 +169,7 @@ async function settle(isSettled: () => Promise<boolean>): Promise<void> {
 }
 
 describe('an API server, played by the authority', () => {
-  defineCases(async () => {
-    const authority = await createAuthority();
-    const plane = connect(authority.kubeconfig);
-    return {
-      ...plane,
-      async close() {
-        await plane.close();
-        await authority.close();
-      },
-    };
-  });
+  defineCases(playControlPlane);
 });
 
 describe('a real control plane', () => {
