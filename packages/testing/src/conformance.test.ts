@@ -3,169 +3,333 @@
 import assert from 'node:assert/strict';
 import { randomBytes } from 'node:crypto';
 import { after, before, describe, it } from 'node:test';
-import { setTimeout as delay } from 'node:timers/promises';
+import type { TestContext } from 'node:test';
 import { connectControlPlane, howToRun, isControlPlaneNamed, playControlPlane } from './fixtures/control-plane.ts';
 import type { Asked, ControlPlane } from './fixtures/control-plane.ts';
+import { createTenant, settle } from './fixtures/tenant.ts';
+import type { Tenant } from './fixtures/tenant.ts';
 import { readRecord, readText } from './json.ts';
+import type { JsonRecord } from './json.ts';
 import { parseToken } from './signing.ts';
 
 const reviews = '/apis/authentication.k8s.io/v1/tokenreviews';
-const bindings = '/apis/rbac.authorization.k8s.io/v1/clusterrolebindings';
+const accessReviews = '/apis/authorization.k8s.io/v1/subjectaccessreviews';
+const ownAccessReviews = '/apis/authorization.k8s.io/v1/selfsubjectaccessreviews';
+const mayReview = { group: 'authentication.k8s.io', resource: 'tokenreviews', verb: 'create' };
 
 function defineCases(connectTo: () => Promise<ControlPlane>): void {
-  let plane: ControlPlane | undefined;
-  const namespace = `k8s-sa-auth-${randomBytes(4).toString('hex')}`;
-  const core = `/api/v1/namespaces/${namespace}`;
+  let plane: ControlPlane;
+  let tenant: Tenant;
 
   before(async () => {
     plane = await connectTo();
-    await admin('POST', '/api/v1/namespaces', { metadata: { name: namespace } });
-    for (const name of ['api', 'store', 'stranger']) await admin('POST', `${core}/serviceaccounts`, { metadata: { name } });
-    await admin('POST', bindings, {
-      metadata: { name: namespace },
-      roleRef: { apiGroup: 'rbac.authorization.k8s.io', kind: 'ClusterRole', name: 'system:auth-delegator' },
-      subjects: [{ kind: 'ServiceAccount', name: 'store', namespace }],
-    });
+    tenant = await createTenant(plane);
+    for (const name of ['api', 'store', 'stranger']) await tenant.createServiceAccount(name);
+    await tenant.letReview('store');
   });
   after(async () => {
-    if (plane === undefined) return;
-    await plane.ask('DELETE', `${bindings}/${namespace}`);
-    await plane.ask('DELETE', `/api/v1/namespaces/${namespace}`);
-    await plane.close();
+    await tenant?.remove();
+    await plane?.close();
   });
 
-  function ask(method: string, path: string, body?: object | string, headers?: Readonly<Record<string, string>>): Promise<Asked> {
-    if (plane === undefined) throw new Error('there is no control plane');
-    return plane.ask(method, path, body, headers);
-  }
+  const ask: ControlPlane['ask'] = (...request) => plane.ask(...request);
+  const bearer = (token: string): { readonly authorization: string } => ({ authorization: `Bearer ${token}` });
 
-  async function admin(method: string, path: string, body?: object): Promise<Asked> {
-    const answer = await ask(method, path, body);
-    assert.ok(answer.status < 300, `${method} ${path}: ${answer.status} ${answer.text}`);
-    return answer;
-  }
-
-  async function issue(serviceAccount: string, spec: object = {}): Promise<string> {
-    const { json } = await admin('POST', `${core}/serviceaccounts/${serviceAccount}/token`, { spec });
-    return readText(readRecord(json['status'])['token']);
-  }
-
-  async function review(token: string, audiences: readonly string[] = ['store']): Promise<Readonly<Record<string, unknown>>> {
-    const { json } = await admin('POST', reviews, { spec: { token, audiences } });
+  async function review(token: string, audiences: readonly string[] = ['store']): Promise<JsonRecord> {
+    const { json } = await tenant.admin('POST', reviews, { spec: { token, audiences } });
     return readRecord(json['status']);
   }
 
-  async function createPod(name: string): Promise<string> {
-    // Nobody schedules it, so that no cluster tries to run it.
-    const spec = { serviceAccountName: 'api', schedulerName: 'nobody', containers: [{ name: 'main', image: 'none' }] };
-    const { json } = await admin('POST', `${core}/pods`, { metadata: { name }, spec });
-    return readText(readRecord(json['metadata'])['uid']);
+  const requestToken = (spec: object, serviceAccount = 'api'): Promise<Asked> =>
+    ask('POST', `${tenant.path}/serviceaccounts/${serviceAccount}/token`, { spec });
+
+  /** Whether this API server has what came with Kubernetes 1.`minor`; else the case is skipped and says so. */
+  function has(t: TestContext, feature: string, minor: number): boolean {
+    if (plane.minor < minor) t.skip(`${feature} came with Kubernetes 1.${minor}, and this is 1.${plane.minor}`);
+    return plane.minor >= minor;
   }
 
-  it('issues a token bound to a pod, and says whose it is', async () => {
-    const uid = await createPod('api-0');
-    const token = await issue('api', { audiences: ['store'], boundObjectRef: { kind: 'Pod', apiVersion: 'v1', name: 'api-0', uid } });
-    assert.deepEqual(parseToken(token)?.claims['aud'], ['store']);
-    const { authenticated, audiences, user } = await review(token, ['nobody', 'store']);
-    assert.deepEqual([authenticated, audiences], [true, ['store']]);
-    const { username, groups, extra } = readRecord(user);
-    assert.equal(username, `system:serviceaccount:${namespace}:api`);
-    assert.deepEqual(groups, ['system:serviceaccounts', `system:serviceaccounts:${namespace}`, 'system:authenticated']);
-    assert.deepEqual(readRecord(extra)['authentication.kubernetes.io/pod-name'], ['api-0']);
-    assert.deepEqual(readRecord(extra)['authentication.kubernetes.io/pod-uid'], [uid]);
-  });
+  /** The handles of an owner; without them the case is skipped and says so. */
+  function owned(t: TestContext): NonNullable<ControlPlane['own']> | undefined {
+    if (plane.own === undefined) t.skip('it takes an API server that nobody else needs');
+    return plane.own;
+  }
 
-  it('refuses by leaving `authenticated` out', async () => {
-    const foreign = await review(await issue('api', { audiences: ['vault'] }));
-    assert.deepEqual(['authenticated' in foreign, foreign['user'], typeof foreign['error']], [false, {}, 'string']);
-    assert.equal((await review('garbage'))['authenticated'], undefined);
-  });
+  describe('TokenRequest', () => {
+    it('issues a token for an hour and for the API server where nothing is asked for', async () => {
+      const { status, json } = await requestToken({});
+      assert.equal(status, 201);
+      const spec = readRecord(json['spec']);
+      const { claims, header } = parseToken(readText(readRecord(json['status'])['token'])) ?? assert.fail('no token');
+      assert.equal(Number(claims['exp']) - Number(claims['iat']), 3600);
+      assert.deepEqual([claims['aud'], spec['expirationSeconds'], claims['nbf']], [spec['audiences'], 3600, claims['iat']]);
+      assert.deepEqual(Object.keys(header).toSorted(), ['alg', 'kid']);
+      assert.equal(claims['sub'], `system:serviceaccount:${tenant.namespace}:api`);
+    });
 
-  it('takes no white space for a ServiceAccount, and white space around a token for the token', async () => {
-    const { authenticated, user } = await review(' x');
-    assert.ok(authenticated === undefined || readRecord(user)['username'] === 'system:anonymous');
-    assert.equal((await review(`${await issue('api', { audiences: ['store'] })}\n`))['authenticated'], true);
-  });
+    it('takes audiences as they are: none named twice is dropped, and none is too short', async () => {
+      const { status, json } = await requestToken({ audiences: ['store', 'store', ''] });
+      assert.equal(status, 201);
+      assert.deepEqual(parseToken(readText(readRecord(json['status'])['token']))?.claims['aud'], ['store', 'store', '']);
+    });
 
-  it('takes a token of the API itself where no audience is asked for', async () => {
-    assert.equal((await review(await issue('api'), []))['authenticated'], true);
-    assert.equal((await review(await issue('api', { audiences: ['store'] }), []))['authenticated'], undefined);
-  });
+    it('issues nothing for less than ten minutes, or for more than 2^32 seconds', async () => {
+      const short = await requestToken({ expirationSeconds: 599 });
+      assert.equal(short.status, 422);
+      assert.match(readText(short.json['message']), /may not specify a duration less than 10 minutes$/);
+      assert.equal((await requestToken({ expirationSeconds: 2 ** 32 + 1 })).status, 422);
+      assert.equal((await requestToken({ expirationSeconds: 600.5 })).status, 400);
+    });
 
-  it('issues nothing for less than ten minutes, for nobody, and for a pod that is not there', async () => {
-    const path = `${core}/serviceaccounts/api/token`;
-    assert.equal((await ask('POST', path, { spec: { expirationSeconds: 599 } })).status, 422);
-    assert.equal((await ask('POST', `${core}/serviceaccounts/nobody/token`, { spec: {} })).status, 404);
-    const boundObjectRef = { kind: 'Pod', apiVersion: 'v1', name: 'nope' };
-    assert.equal((await ask('POST', path, { spec: { boundObjectRef } })).status, 404);
-  });
+    it('issues nothing for nobody', async () => {
+      const { status, json } = await requestToken({}, 'nobody');
+      assert.deepEqual([status, json['message']], [404, 'serviceaccounts "nobody" not found']);
+    });
 
-  it('refuses a token whose pod or ServiceAccount is gone', async () => {
-    const uid = await createPod('gone');
-    const spec = { audiences: ['store'], boundObjectRef: { kind: 'Pod', apiVersion: 'v1', name: 'gone', uid } };
-    const tokens = [await issue('api', spec)];
-    await admin('DELETE', `${core}/pods/gone?gracePeriodSeconds=0`);
-    await admin('POST', `${core}/serviceaccounts`, { metadata: { name: 'gone' } });
-    tokens.push(await issue('gone', { audiences: ['store'] }));
-    await admin('DELETE', `${core}/serviceaccounts/gone`);
-    await settle(async () => {
-      // Each time another spelling of the list, since a success would be remembered.
-      const answers = await Promise.all(tokens.map((token) => review(token, ['store', randomBytes(4).toString('hex')])));
-      return answers.every(({ authenticated }) => authenticated === undefined);
+    it('binds to no pod that is not there, is another one, or is another’s', async () => {
+      await tenant.createPod('strangers', 'stranger');
+      const uid = await tenant.createPod('bound', 'api');
+      const bind = (name: string, own: object = {}): Promise<Asked> =>
+        requestToken({ boundObjectRef: { kind: 'Pod', apiVersion: 'v1', name, ...own } });
+      const answers = [await bind('nope'), await bind('bound', { uid: 'b0' }), await bind('strangers'), await bind('bound', { uid })];
+      assert.deepEqual(
+        answers.map(({ status }) => status),
+        [404, 409, 400, 201],
+      );
+      assert.equal((await requestToken({ boundObjectRef: { kind: 'ConfigMap', apiVersion: 'v1', name: 'a' } })).status, 400);
+    });
+
+    it('is not for a workload that nobody lets', async () => {
+      const path = `${tenant.path}/serviceaccounts/api/token`;
+      const { status, json } = await ask('POST', path, { spec: {} }, bearer(await tenant.issue('api')));
+      assert.equal(status, 403);
+      assert.match(readText(json['message']), /^serviceaccounts "api" is forbidden: .* cannot create resource "serviceaccounts\/token"/);
+    });
+
+    it('gives the API token of a pod a year, where it is asked for an hour and seven seconds', async () => {
+      await tenant.createPod('kubelets', 'api');
+      const { claims } = parseToken(await tenant.issue('api', { pod: 'kubelets', expirationSeconds: 3607 })) ?? assert.fail('no token');
+      assert.equal(Number(claims['exp']) - Number(claims['iat']), 31_536_000);
+      assert.equal(readRecord(claims['kubernetes.io'])['warnafter'], Number(claims['iat']) + 3607);
     });
   });
 
-  it('lets only those review who may', async () => {
-    const [store, stranger] = [await issue('store'), await issue('stranger')];
-    const token = await issue('api', { audiences: ['store'] });
-    const asked = (own: string): Promise<Asked> => ask('POST', reviews, { spec: { token } }, { authorization: `Bearer ${own}` });
-    await settle(async () => (await asked(store)).status === 201);
-    const { status, json } = await asked(stranger);
-    assert.equal(status, 403);
-    assert.match(
-      readText(json['message']),
-      /^tokenreviews\.authentication\.k8s\.io is forbidden: User "system:serviceaccount:.*:stranger"/,
-    );
-    const bad = await asked('garbage');
-    assert.deepEqual([bad.status, bad.json['message'], bad.headers['www-authenticate']], [401, 'Unauthorized', undefined]);
-  });
+  describe('TokenReview', () => {
+    it('says whose a token is, and for which of the audiences that were asked for', async () => {
+      const uid = await tenant.createPod('api-0', 'api');
+      const token = await tenant.issue('api', { audience: 'store', pod: 'api-0' });
+      const { authenticated, audiences, user } = await review(token, ['nobody', 'store', 'store']);
+      assert.deepEqual([authenticated, audiences], [true, ['store', 'store']]);
+      const { username, groups, extra } = readRecord(user);
+      assert.equal(username, `system:serviceaccount:${tenant.namespace}:api`);
+      assert.deepEqual(groups, ['system:serviceaccounts', `system:serviceaccounts:${tenant.namespace}`, 'system:authenticated']);
+      assert.deepEqual(readRecord(extra)['authentication.kubernetes.io/pod-name'], ['api-0']);
+      assert.deepEqual(readRecord(extra)['authentication.kubernetes.io/pod-uid'], [uid]);
+    });
 
-  it('says of a ServiceAccount who it is and what it may do', async () => {
-    const headers = { authorization: `Bearer ${await issue('store')}` };
-    const own = await ask('POST', '/apis/authentication.k8s.io/v1/selfsubjectreviews', {}, headers);
-    assert.equal(readRecord(readRecord(own.json['status'])['userInfo'])['username'], `system:serviceaccount:${namespace}:store`);
-    const resourceAttributes = { group: 'authentication.k8s.io', resource: 'tokenreviews', verb: 'create' };
-    await settle(async () => {
-      const access = await ask('POST', '/apis/authorization.k8s.io/v1/selfsubjectaccessreviews', { spec: { resourceAttributes } }, headers);
-      return readRecord(access.json['status'])['allowed'] === true;
+    it('names the credential', async (t) => {
+      if (!has(t, 'the id of a credential', 30)) return;
+      const token = await tenant.issue('api', { audience: 'store' });
+      const { extra } = readRecord((await review(token))['user']);
+      assert.deepEqual(extra, { 'authentication.kubernetes.io/credential-id': [`JTI=${readText(parseToken(token)?.claims['jti'])}`] });
+    });
+
+    it('refuses by leaving `authenticated` out', async () => {
+      const foreign = await review(await tenant.issue('api', { audience: 'vault' }));
+      assert.deepEqual(Object.keys(foreign).toSorted(), ['error', 'user']);
+      assert.deepEqual(foreign['user'], {});
+      assert.match(readText(foreign['error']), /token audiences \["vault"\] is invalid for the target audiences \["store"\]/);
+      assert.deepEqual(await review('garbage'), { user: {}, error: 'invalid bearer token' });
+    });
+
+    it('takes no white space for a ServiceAccount, and white space and junk after a token for the token', async () => {
+      const { authenticated, user } = await review(' x');
+      assert.ok(authenticated === undefined || readRecord(user)['username'] === 'system:anonymous');
+      const token = await tenant.issue('api', { audience: 'store' });
+      assert.equal((await review(`${token}\n`))['authenticated'], true);
+      assert.equal((await review(`${token} junk`))['authenticated'], true);
+      assert.equal((await review(`Bearer ${token}`))['authenticated'], undefined);
+    });
+
+    it('refuses a forged token', async () => {
+      const [header, payload, signature = ''] = (await tenant.issue('api', { audience: 'store' })).split('.');
+      const [, others] = (await tenant.issue('stranger', { audience: 'store' })).split('.');
+      const none = Buffer.from('{"alg":"none"}').toString('base64url');
+      const forged = [
+        `${header}.${others}.${signature}`,
+        `${header}.${payload}.`,
+        `${none}.${payload}.`,
+        `${none}.${payload}.${signature}`,
+      ];
+      const answers = await Promise.all(forged.map((token) => review(token)));
+      assert.deepEqual(
+        answers.map((answer) => 'authenticated' in answer),
+        [false, false, false, false],
+      );
+    });
+
+    it('takes a token of the API itself where no audience is asked for', async () => {
+      const own = await review(await tenant.issue('api'), []);
+      assert.deepEqual([own['authenticated'], own['audiences']], [true, parseToken(await tenant.issue('api'))?.claims['aud']]);
+      assert.equal((await review(await tenant.issue('api', { audience: 'store' }), []))['authenticated'], undefined);
+    });
+
+    it('refuses a token whose pod or ServiceAccount is gone', async () => {
+      await tenant.createPod('gone', 'api');
+      await tenant.createServiceAccount('gone');
+      const tokens = [await tenant.issue('api', { audience: 'store', pod: 'gone' }), await tenant.issue('gone', { audience: 'store' })];
+      await tenant.deletePod('gone');
+      await tenant.admin('DELETE', `${tenant.path}/serviceaccounts/gone`);
+      // Each time another list, since a success would be remembered.
+      const ofThisMoment = (): readonly string[] => ['store', randomBytes(4).toString('hex')];
+      await settle(async () => {
+        const answers = await Promise.all(tokens.map((token) => review(token, ofThisMoment())));
+        return answers.every(({ authenticated }) => authenticated === undefined);
+      });
+
+      await tenant.createPod('gone', 'api');
+      await tenant.createServiceAccount('gone');
+      await settle(async () => {
+        const again = [await tenant.issue('api', { audience: 'store', pod: 'gone' }), await tenant.issue('gone', { audience: 'store' })];
+        const answers = await Promise.all(again.map((token) => review(token, ofThisMoment())));
+        return answers.every(({ authenticated }) => authenticated === true);
+      });
+      const answers = await Promise.all(tokens.map((token) => review(token, ofThisMoment())));
+      assert.deepEqual(
+        answers.map(({ authenticated }) => authenticated),
+        [undefined, undefined],
+      );
+    });
+
+    it('takes a token for a minute after it has ended, and not for longer', async (t) => {
+      const own = owned(t);
+      if (own === undefined) return;
+      const token = await tenant.issue('api', { audience: 'store', expirationSeconds: 600 });
+      assert.equal((await review(own.age(token, 640_000)))['authenticated'], true);
+      const late = await review(own.age(token, 670_000));
+      assert.deepEqual(['authenticated' in late, late['error']], [false, '[invalid bearer token, service account token has expired]']);
+    });
+
+    it('lets only those review who may', async () => {
+      const token = await tenant.issue('api', { audience: 'store' });
+      const asked = (own: string): Promise<Asked> => ask('POST', reviews, { spec: { token } }, bearer(own));
+      assert.equal((await asked(await tenant.issue('store'))).status, 201);
+      const { status, json } = await asked(await tenant.issue('stranger'));
+      assert.equal(status, 403);
+      assert.match(
+        readText(json['message']),
+        /^tokenreviews\.authentication\.k8s\.io is forbidden: User "system:serviceaccount:.*:stranger"/,
+      );
+      const bad = await asked('garbage');
+      assert.deepEqual([bad.status, bad.json['message'], bad.headers['www-authenticate']], [401, 'Unauthorized', undefined]);
+      assert.equal((await asked(token)).status, 401);
+    });
+
+    it('refuses what is no TokenReview', async () => {
+      const spec = { token: 'garbage' };
+      const statusOf = async (body: object | string, headers?: Readonly<Record<string, string>>): Promise<number> =>
+        (await ask('POST', reviews, body, headers)).status;
+      assert.equal(await statusOf('{"spec":'), 400);
+      assert.equal(await statusOf({ kind: 'Pod', apiVersion: 'v1' }), 400);
+      assert.equal(await statusOf({}), 400);
+      assert.equal(await statusOf({ spec: { token: '' } }), 400);
+      assert.equal(await statusOf({ spec: { token: 7 } }), 400);
+      assert.equal(await statusOf({ spec: { ...spec, audiences: 'store' } }), 400);
+      assert.equal(await statusOf({ kind: 'TokenReview', apiVersion: 'authentication.k8s.io/v1beta1', spec }), 400);
+      assert.equal(await statusOf({ spec }, { 'content-type': 'text/plain' }), 415);
+      assert.equal(await statusOf({ spec }, { accept: 'text/html' }), 406);
+      assert.equal(await statusOf({ spec: { token: 'x'.repeat(3_145_728) } }), 413);
+    });
+
+    it('takes one in JSON and in YAML, and answers in either', async () => {
+      const yaml = await ask('POST', reviews, 'spec: { token: garbage }', {
+        'content-type': 'application/yaml',
+        accept: 'application/yaml',
+      });
+      assert.deepEqual([yaml.status, yaml.headers['content-type']], [201, 'application/yaml']);
+      assert.match(yaml.text, /^status:\n {2}error: invalid bearer token\n {2}user: \{\}$/m);
+    });
+
+    it('warns of a field that it does not know, and refuses it where it is to be strict', async (t) => {
+      if (!has(t, 'a look at unknown fields', 25)) return;
+      const body = { spec: { token: 'garbage', tokn: 'garbage' } };
+      const { status, headers } = await ask('POST', reviews, body);
+      assert.deepEqual([status, headers['warning']], [201, '299 - "unknown field \\"spec.tokn\\""']);
+      assert.equal((await ask('POST', `${reviews}?fieldValidation=Strict`, body)).status, 400);
+    });
+
+    it('is at one place, and can be created only', async () => {
+      assert.equal((await ask('GET', reviews)).status, 405);
+      assert.equal((await ask('PUT', reviews, { spec: { token: 'garbage' } })).status, 405);
+      assert.equal((await ask('POST', `${reviews}/`, { spec: { token: 'garbage' } })).status, 201);
+      assert.equal((await ask('POST', reviews.replace('/v1/', '/v1beta1/'), { spec: { token: 'garbage' } })).status, 404);
     });
   });
 
-  it('publishes the keys that sign, and not as plain JSON', async () => {
-    const token = await issue('api');
-    const headers = { authorization: `Bearer ${token}`, accept: '*/*' };
-    const { status, json } = await ask('GET', '/openid/v1/jwks', undefined, headers);
-    assert.equal(status, 200);
-    const ids = Array.isArray(json['keys']) ? json['keys'].map((key: unknown) => readRecord(key)['kid']) : [];
-    assert.ok(ids.includes(parseToken(token)?.header['kid']));
-    assert.equal((await ask('GET', '/openid/v1/jwks', undefined, { ...headers, accept: 'application/json' })).status, 406);
+  describe('access reviews', () => {
+    const allowed = async (path: string, spec: object, headers?: Readonly<Record<string, string>>): Promise<JsonRecord> => {
+      const { status, json, text } = await ask('POST', path, { spec }, headers);
+      assert.equal(status, 201, text);
+      return readRecord(json['status']);
+    };
+
+    it('say who may do what, and leave nothing out in a no', async () => {
+      const user = `system:serviceaccount:${tenant.namespace}:store`;
+      const yes = await allowed(accessReviews, { user, resourceAttributes: mayReview });
+      assert.equal(yes['allowed'], true);
+      assert.match(
+        readText(yes['reason']),
+        /^RBAC: allowed by ClusterRoleBinding ".*" of ClusterRole "system:auth-delegator" to ServiceAccount/,
+      );
+      assert.deepEqual(await allowed(accessReviews, { user, resourceAttributes: { ...mayReview, verb: 'delete' } }), { allowed: false });
+      assert.deepEqual(await allowed(accessReviews, { user, nonResourceAttributes: { path: '/metrics', verb: 'get' } }), {
+        allowed: false,
+      });
+    });
+
+    it('refuse what is no question', async () => {
+      assert.equal((await ask('POST', accessReviews, { spec: { resourceAttributes: mayReview } })).status, 422);
+      assert.equal((await ask('POST', accessReviews, { spec: { user: 'ada' } })).status, 422);
+    });
+
+    it('say of a ServiceAccount what it may do itself', async () => {
+      const headers = bearer(await tenant.issue('store'));
+      assert.equal((await allowed(ownAccessReviews, { resourceAttributes: mayReview }, headers))['allowed'], true);
+      const stranger = bearer(await tenant.issue('stranger'));
+      assert.equal((await allowed(ownAccessReviews, { resourceAttributes: mayReview }, stranger))['allowed'], false);
+    });
+
+    it('say of a ServiceAccount who it is', async (t) => {
+      if (!has(t, 'SelfSubjectReview', 28)) return;
+      const headers = bearer(await tenant.issue('store'));
+      const { status, json } = await ask('POST', '/apis/authentication.k8s.io/v1/selfsubjectreviews', {}, headers);
+      assert.equal(status, 201);
+      assert.equal(readRecord(readRecord(json['status'])['userInfo'])['username'], `system:serviceaccount:${tenant.namespace}:store`);
+    });
   });
 
-  it('refuses what is no TokenReview', async () => {
-    assert.equal((await ask('POST', reviews, '{"spec":')).status, 400);
-    assert.equal((await ask('POST', reviews, { kind: 'Pod', apiVersion: 'v1' })).status, 400);
-    assert.equal((await ask('POST', reviews, '{}', { 'content-type': 'text/plain' })).status, 415);
-    assert.equal((await ask('GET', reviews)).status, 405);
-  });
-}
+  describe('discovery', () => {
+    it('publishes the keys that sign, and not as plain JSON', async () => {
+      const token = await tenant.issue('api');
+      const headers = { ...bearer(token), accept: '*/*' };
+      const keys = await ask('GET', '/openid/v1/jwks', undefined, headers);
+      assert.equal(keys.status, 200);
+      assert.equal(keys.headers['content-type'], 'application/jwk-set+json');
+      const ids = Array.isArray(keys.json['keys']) ? keys.json['keys'].map((key: unknown) => readRecord(key)['kid']) : [];
+      assert.ok(ids.includes(parseToken(token)?.header['kid']));
+      assert.equal((await ask('GET', '/openid/v1/jwks', undefined, { ...headers, accept: 'application/json' })).status, 406);
+    });
 
-/** Waits for what a real API server knows only when its caches have caught up. */
-async function settle(isSettled: () => Promise<boolean>): Promise<void> {
-  const giveUpAt = Date.now() + 15_000;
-  while (!(await isSettled())) {
-    assert.ok(Date.now() < giveUpAt, 'it did not come to be in 15 s');
-    await delay(100);
-  }
+    it('says who issues', async () => {
+      const token = await tenant.issue('api');
+      const { status, json } = await ask('GET', '/.well-known/openid-configuration', undefined, bearer(token));
+      assert.deepEqual([status, json['issuer']], [200, parseToken(token)?.claims['iss']]);
+    });
+
+    it('is not for a bad credential', async () => {
+      assert.equal((await ask('GET', '/openid/v1/jwks', undefined, { ...bearer('garbage'), accept: '*/*' })).status, 401);
+    });
+  });
 }
 
 describe('an API server, played by the authority', () => {
