@@ -1,8 +1,9 @@
 // The only place that answers questions about permissions: SubjectAccessReview and SelfSubjectAccessReview.
 import { bodyType } from './decoding.ts';
 import type { BodyType, Shape } from './decoding.ts';
+import { authorize } from './nodes.ts';
 import type { Objects } from './objects.ts';
-import { authorize, listRules } from './rbac.ts';
+import { listRules } from './rbac.ts';
 import type { Attributes, Permission, UserInfo } from './rbac.ts';
 import { badRequest, invalid } from './status.ts';
 import type { FieldError } from './status.ts';

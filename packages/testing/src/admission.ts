@@ -3,10 +3,11 @@ import type { Cluster } from './cluster.ts';
 import { readRecord, readText } from './json.ts';
 import type { JsonRecord } from './json.ts';
 import { completions, randomSuffix } from './defaults.ts';
-import type { NewObject } from './objects.ts';
+import type { NewObject, Objects } from './objects.ts';
 import { formatGroupVersion } from './resources.ts';
 import type { ResourceKind } from './resources.ts';
-import { badRequest, invalid, StatusError } from './status.ts';
+import { admissionRefusal, badRequest, invalid } from './status.ts';
+import type { StatusError } from './status.ts';
 
 const rbac = 'rbac.authorization.k8s.io';
 const subdomain = /^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$/;
@@ -40,6 +41,7 @@ export function admit(
   }
   const prefix = readText(others['generateName']);
   const name = readText(given) || (prefix === '' ? '' : `${prefix}${randomSuffix()}`);
+  if (namespaced) checkNamespace(cluster.objects, resource, group, name, namespace);
   checkName(kind, group, name);
   const object: NewObject = {
     kind,
@@ -47,7 +49,6 @@ export function admit(
     metadata: { name, ...(namespaced ? { namespace } : {}), ...others },
     ...rest,
   };
-  if (namespaced) checkNamespace(cluster, object, resource);
   const complete = completions[kind];
   return complete === undefined ? object : complete(object, cluster);
 }
@@ -63,12 +64,13 @@ export function checkUpdate(before: JsonRecord, after: JsonRecord): void {
   throw invalid(readText(kind), rbac, readText(readRecord(before['metadata'])['name']), [{ field: 'roleRef', message }]);
 }
 
-function checkNamespace({ objects }: Cluster, { metadata: { name, namespace = '' } }: NewObject, resource: string): void {
+/** Refuses what is to be created in a namespace that does not exist, or goes. Throws a {@link StatusError}: 404 or 403. */
+export function checkNamespace(objects: Objects, resource: string, group: string, name: string, namespace: string): void {
   const { deletionTimestamp } = objects.get('Namespace', namespace).metadata;
   if (deletionTimestamp === undefined) return;
   const reason = `unable to create new content in namespace ${namespace} because it is being terminated`;
   const causes = [{ reason: 'NamespaceTerminating', message: `namespace ${namespace} is being terminated`, field: 'metadata.namespace' }];
-  throw new StatusError(403, 'Forbidden', `${resource} "${name}" is forbidden: ${reason}`, { name, kind: resource, causes });
+  throw admissionRefusal(resource, group, name, reason, causes);
 }
 
 function checkName(kind: string, group: string, name: string): void {

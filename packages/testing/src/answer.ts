@@ -15,6 +15,8 @@ export interface Answer {
   readonly stream?: (write: (event: object) => void) => Disposable | undefined;
   /** After how many seconds a stream ends. Default 0: when the client goes. */
   readonly seconds?: number;
+  /** Milliseconds that it takes until there is an answer. Default 0. */
+  readonly afterMs?: number;
   /** Called when the answer has been sent. */
   readonly sent?: () => void;
 }
@@ -66,11 +68,7 @@ export function checkAcceptable(request: IncomingMessage): void {
 
 /** The answer to a refusal. */
 export function refusal(error: StatusError): Answer {
-  return {
-    status: error.code,
-    ...(error.code === 403 ? { headers: { 'X-Content-Type-Options': 'nosniff' } } : {}),
-    body: formatStatus(error),
-  };
+  return { status: error.code, headers: error.headers, body: formatStatus(error) };
 }
 
 /** Sends an answer. */

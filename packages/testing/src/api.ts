@@ -3,23 +3,27 @@ import type { IncomingMessage, ServerResponse } from 'node:http';
 import { setTimeout as delay } from 'node:timers/promises';
 import { accepts, checkAcceptable, flowHeaders, readWanted, refusal, send } from './answer.ts';
 import type { Answer } from './answer.ts';
-import { createAuthenticator } from './authentication.ts';
+import { createAuthenticator, Panic } from './authentication.ts';
+import type { Authentication } from './authentication.ts';
 import type { CallLog } from './calls.ts';
 import type { Cluster } from './cluster.ts';
+import { readClientCertificate } from './client-certificates.ts';
 import { controlPath } from './control.ts';
 import type { Control } from './control.ts';
 import { answerDiscovery } from './discovery.ts';
 import { mediaTypeOf, readAny, readBody, readObject } from './exchange.ts';
 import type { Exchange } from './exchange.ts';
 import type { Faults, Strike } from './faults.ts';
+import { answerHealth } from './health.ts';
 import { impersonate } from './impersonation.ts';
-import { authorize, forbidden } from './rbac.ts';
+import { authorize } from './nodes.ts';
+import { forbidden } from './rbac.ts';
 import type { Attributes, UserInfo } from './rbac.ts';
 import { createRegistry } from './registry.ts';
 import type { Controllers } from './registry.ts';
 import { formatGroupVersion, resourceKinds } from './resources.ts';
 import { createReviews } from './reviews.ts';
-import { notAcceptable, StatusError, unauthorized } from './status.ts';
+import { notAcceptable, StatusError, timedOut, unauthorized } from './status.ts';
 import { parseTarget } from './target.ts';
 import type { Target } from './target.ts';
 
@@ -64,7 +68,7 @@ export function createApi({
   controllers,
   control,
 }: ApiOptions): (request: IncomingMessage, response: ServerResponse) => void {
-  const authenticator = createAuthenticator(cluster);
+  const authenticator = createAuthenticator(cluster, url);
   const { objects } = cluster;
   const review = createReviews(cluster, authenticator);
   const registry = createRegistry(cluster, controllers);
@@ -78,14 +82,14 @@ export function createApi({
       return;
     }
     const strike = faults.strike(isTokenReview(target));
-    if (strike !== undefined && strike.delayMs > 0) await delay(strike.delayMs, undefined, { ref: false, signal });
-    if (strike?.fault === 'reset') {
-      record(exchange, 0);
+    if (strike !== undefined && strike.fault !== 'etcd-outage') await wait(strike.delayMs ?? (strike.fault === 'slow' ? 10_000 : 0));
+    const answered = strike?.fault === 'reset' ? undefined : decide(exchange, strike);
+    record(exchange, answered?.status ?? 0);
+    if (answered === undefined) {
       request.socket.destroy();
       return;
     }
-    const answered = decide(exchange, strike);
-    record(exchange, answered.status);
+    await wait(answered.afterMs ?? 0);
     const { warnings } = exchange;
     const headers = warnings.length === 0 ? {} : { Warning: warnings.map((one) => `299 - ${JSON.stringify(one)}`).join(', ') };
     if (strike?.fault === 'broken-body') {
@@ -97,10 +101,14 @@ export function createApi({
     } else send(response, { ...answered, headers: { ...answered.headers, ...headers } }, wanted);
   }
 
+  async function wait(ms: number): Promise<void> {
+    if (ms > 0) await delay(ms, undefined, { ref: false, signal });
+  }
+
   // No fault strikes here, and nothing is counted: what a test does to the authority is not what it tests.
   async function answerControl(exchange: Exchange, answerTo: Control): Promise<Answer> {
     try {
-      const user = authenticateCaller(exchange);
+      const user = authenticateCaller(exchange, false);
       const { path, attributes } = exchange.target;
       if (!user.groups.includes('system:masters')) throw forbidden(user, attributes);
       return await answerTo(exchange.request.method ?? 'GET', path, readAny(exchange));
@@ -118,37 +126,48 @@ export function createApi({
     log.record({ verb: attributes.verb, resource, ...who, status });
   }
 
-  function decide(exchange: Exchange, strike: Strike | undefined): Answer {
+  /** `undefined` where there is no answer: the connection is to be cut. */
+  function decide(exchange: Exchange, strike: Strike | undefined): Answer | undefined {
     const fault = strike?.fault;
     try {
       if (typeof fault === 'object') return { status: fault.status, headers: fault.headers ?? {}, body: fault.body };
       if (fault === 'unauthorized') throw unauthorized();
-      const user = authenticateCaller(exchange);
+      const user = authenticateCaller(exchange, fault === 'etcd-outage');
       exchange.user = user;
       if (fault === 'too-many-requests') return tooManyRequests();
       const { attributes } = exchange.target;
       if (fault === 'forbidden') throw forbidden(user, attributes);
       const { allowed, reason } = authorize(objects, user, attributes);
       if (!allowed) throw forbidden(user, attributes, reason);
-      return 'path' in attributes ? answerPath(exchange, attributes.path) : answerResource(exchange, attributes, user, strike);
+      return 'path' in attributes
+        ? answerPath(exchange, attributes.path, fault === 'etcd-outage' ? (strike ?? {}) : undefined)
+        : answerResource(exchange, attributes, user, strike);
     } catch (error) {
+      if (error instanceof Panic) return undefined;
       if (error instanceof StatusError) return refusal(error);
       throw error;
     }
   }
 
-  function authenticateCaller({ request, warnings }: Exchange): UserInfo {
-    const [, credentials] = /^bearer(?:$| (.*)$)/i.exec(request.headers.authorization ?? '') ?? [];
-    const result = authenticator.authenticate(credentials ?? '');
-    if ('error' in result) throw unauthorized();
+  // In the order of a real API server: a certificate counts before a token, and one that does not verify is no reason to look no further.
+  function authenticateCaller({ request, target, warnings }: Exchange, isStorageFrozen: boolean): UserInfo {
+    const certified = readClientCertificate(request.socket, cluster.now());
+    const [, credentials = ''] = /^bearer(?:$| (.*)$)/i.exec(request.headers.authorization ?? '') ?? [];
+    const result: Authentication =
+      certified?.user === undefined
+        ? authenticator.authenticate(credentials, { path: target.path, isStorageFrozen })
+        : { user: certified.user, audiences: cluster.apiAudiences };
     if (result.warning !== undefined) warnings.push(result.warning);
+    if ('error' in result) throw unauthorized();
+    if (certified !== undefined && result.user.username === 'system:anonymous') throw unauthorized();
     return impersonate(objects, result.user, request.headers);
   }
 
-  function answerPath({ request }: Exchange, path: string): Answer {
+  function answerPath({ request, target }: Exchange, path: string, outage: { readonly delayMs?: number | undefined } | undefined): Answer {
     const isRead = request.method === 'GET' || request.method === 'HEAD';
     const published = { 'Cache-Control': 'public, max-age=3600' };
-    if (isRead && ['/healthz', '/livez', '/readyz'].includes(path)) return { status: 200, body: 'ok' };
+    const health = isRead ? answerHealth(path, target.query, outage !== undefined) : undefined;
+    if (health !== undefined) return { ...health, ...(outage?.delayMs === undefined ? {} : { afterMs: outage.delayMs }) };
     if (isRead && path.replace(/\/$/, '') === '/version') return { status: 200, body: version };
     if (isRead && path === '/.well-known/openid-configuration') {
       if (!accepts(request, ['application/json'])) throw notAcceptable(['application/json']);
@@ -166,7 +185,7 @@ export function createApi({
 
   function describeIssuer(): object {
     return {
-      issuer: cluster.issuer,
+      issuer: cluster.issuers[0],
       jwks_uri: `${url()}/openid/v1/jwks`,
       response_types_supported: ['id_token'],
       subject_types_supported: ['public'],
@@ -183,7 +202,9 @@ export function createApi({
     const { target, request } = exchange;
     const { group, resource, subresource = '', name = '', namespace = '', verb } = attributes;
     const kind = resourceKinds.find((one) => one.resource === resource && one.group === group);
-    if (kind === undefined || target.version !== 'v1' || subresource === 'token') return review({ exchange, user, strike });
+    const isKept = kind !== undefined && target.version === 'v1' && subresource !== 'token';
+    if (strike?.fault === 'etcd-outage' && verb !== 'watch' && (isKept || subresource === 'token')) return timeOut(verb, strike);
+    if (!isKept) return review({ exchange, user, strike });
     checkAcceptable(request);
     return registry({
       verb,
@@ -191,6 +212,7 @@ export function createApi({
       namespace: kind.kind === 'Namespace' ? '' : namespace,
       name,
       subresource,
+      user,
       query: target.query,
       accept: request.headers.accept ?? '',
       mediaType: mediaTypeOf(request),
@@ -206,6 +228,14 @@ export function createApi({
       if (!signal.aborted && !request.errored) process.emitWarning(error instanceof Error ? error : String(error));
     });
   };
+}
+
+// What is not read from memory ends with the time that a request has: 34 s for a change, 60 s for all else.
+function timeOut(verb: string, { delayMs }: Strike): Answer {
+  const isRead = ['get', 'list'].includes(verb);
+  const reason = isRead ? 'request did not complete within the allotted timeout' : 'request did not complete within requested timeout';
+  const error = timedOut(isRead ? reason : `${reason} - context deadline exceeded`);
+  return { ...refusal(error), afterMs: delayMs ?? (isRead ? 60_000 : 34_000) };
 }
 
 function isTokenReview({ attributes }: Target): boolean {

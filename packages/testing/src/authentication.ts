@@ -8,15 +8,30 @@ import type { ClusterObject } from './objects.ts';
 import type { UserInfo } from './rbac.ts';
 import { isSignedBy, parseSegment, parseToken } from './signing.ts';
 
-/** Whom a token stands for, or the words with which it is refused. */
+/** Whom a token stands for, or the words with which it is refused: none where nothing stands for anybody. */
 export type Authentication =
   | { readonly user: UserInfo; readonly audiences: readonly string[]; readonly warning?: string }
-  | { readonly error: string };
+  | { readonly error: string; readonly isLate?: boolean; readonly warning?: string };
+
+/** What counts beside the credentials. */
+export interface AuthenticationOptions {
+  /** Default: the API server's. */
+  readonly audiences?: readonly string[] | undefined;
+  /** The path of the request that carries the credentials. A TokenReview has none to tell. */
+  readonly path?: string;
+  /** Whether objects that are not in memory cannot be looked up; a refusal for that is late. Default false. */
+  readonly isStorageFrozen?: boolean;
+}
 
 /** Finds out whom a bearer token stands for. */
 export interface Authenticator {
-  /** Takes the credentials as they stand behind `Bearer `; without audiences, the API server's count. */
-  authenticate(credentials: string, audiences?: readonly string[]): Authentication;
+  /** Takes the credentials as they stand behind `Bearer `. Throws a {@link Panic} where a real API server has one. */
+  authenticate(credentials: string, options?: AuthenticationOptions): Authentication;
+}
+
+/** What makes a real API server cut the connection without an answer. */
+export class Panic extends Error {
+  override readonly name: string = 'Panic';
 }
 
 const rememberedMs = 10_000;
@@ -28,17 +43,19 @@ const anonymous: UserInfo = { username: 'system:anonymous', groups: ['system:una
 const surroundingSpace =
   /^[\t\n\v\f\r \u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+|[\t\n\v\f\r \u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+$/g;
 
-/** Makes the authenticator of one cluster. */
-export function createAuthenticator(cluster: Cluster): Authenticator {
+/** Makes the authenticator of one cluster; `url` is where its API server reaches itself. */
+export function createAuthenticator(cluster: Cluster, url: () => string): Authenticator {
   const remembered = new Map<string, { readonly result: Authentication; readonly until: number }>();
 
   return {
-    authenticate(credentials, audiences) {
+    authenticate(credentials, { audiences, path, isStorageFrozen = false } = {}) {
       const [scheme, token, ...junk] = `Bearer ${credentials}`.replaceAll(surroundingSpace, '').split(' ');
+      const requested = audiences ?? cluster.apiAudiences;
       if (scheme !== 'Bearer' || token === undefined || token === '') {
         // kubernetes/kubernetes#106142: white space is no token, and no token is the anonymous user, for any audience.
         const extraSpace = 'the provided Authorization header contains extra space before the bearer token, and is ignored';
-        return { user: anonymous, audiences: audiences ?? cluster.apiAudiences, ...(junk.length > 0 ? { warning: extraSpace } : {}) };
+        const warning = junk.length > 0 ? { warning: extraSpace } : {};
+        return isAnonymousLetIn(cluster, path) ? { user: anonymous, audiences: requested, ...warning } : { error: '', ...warning };
       }
       const key = createHash('sha256')
         .update(JSON.stringify([token, audiences ?? null]))
@@ -46,7 +63,7 @@ export function createAuthenticator(cluster: Cluster): Authenticator {
       const hit = remembered.get(key);
       if (hit !== undefined && hit.until > cluster.now()) return hit.result;
       remembered.delete(key);
-      const result = authenticateToken(cluster, token, audiences ?? cluster.apiAudiences);
+      const result = authenticateToken(cluster, token, requested, isStorageFrozen ? url() : undefined);
       if (!('error' in result)) {
         if (remembered.size >= 4096) remembered.clear();
         remembered.set(key, { result, until: cluster.now() + rememberedMs });
@@ -56,7 +73,14 @@ export function createAuthenticator(cluster: Cluster): Authenticator {
   };
 }
 
-function authenticateToken(cluster: Cluster, token: string, requested: readonly string[]): Authentication {
+function isAnonymousLetIn({ anonymous: where }: Cluster, path: string | undefined): boolean {
+  if (typeof where === 'boolean') return where;
+  // A review's token is put into a request that has no URL, and the conditions look at one.
+  if (path === undefined) throw new Panic('runtime error: invalid memory address or nil pointer dereference');
+  return where.includes(path);
+}
+
+function authenticateToken(cluster: Cluster, token: string, requested: readonly string[], frozenAt: string | undefined): Authentication {
   const known = cluster.staticTokens.get(token);
   if (known !== undefined) {
     const audiences = intersect(requested, cluster.apiAudiences);
@@ -64,8 +88,8 @@ function authenticateToken(cluster: Cluster, token: string, requested: readonly 
     return { user: { ...known, groups: [...known.groups, 'system:authenticated'] }, audiences };
   }
   const parsed = parseToken(token);
-  const isLegacy = hasIssuer(legacyIssuer, token);
-  if (parsed === undefined || !(isLegacy || hasIssuer(cluster.issuer, token))) return { error: 'invalid bearer token' };
+  const isLegacy = hasIssuer([legacyIssuer], token);
+  if (parsed === undefined || !(isLegacy || hasIssuer(cluster.issuers, token))) return { error: 'invalid bearer token' };
   const keys = cluster.keys.fitting(parsed);
   if (keys.length === 0) return refuse('invalid signature, no keys found');
   if (!keys.some((key) => isSignedBy(key, parsed))) return refuse('go-jose/go-jose: error in cryptographic primitive');
@@ -76,14 +100,16 @@ function authenticateToken(cluster: Cluster, token: string, requested: readonly 
     return refuse(`token audiences ${formatList(own)} is invalid for the target audiences ${formatList(requested)}`);
   }
   if (isLegacy) return authenticateLegacy(cluster, parsed.claims, token, audiences);
-  const refusal = checkTimes(parsed.claims, cluster.now()) ?? checkObjects(cluster, readBinding(parsed.claims));
-  return refusal === undefined ? { user: describeUser(parsed.claims), audiences } : refuse(refusal);
+  const late = checkTimes(parsed.claims, cluster.now());
+  if (late !== undefined) return refuse(late);
+  const lost = checkObjects(cluster, readBinding(parsed.claims), frozenAt);
+  return lost === undefined ? { user: describeUser(parsed.claims), audiences } : { ...refuse(lost.reason), isLate: lost.isLate };
 }
 
 // The issuer is looked up before the token is parsed, by a stricter decoder: Go's base64 skips line ends, go-jose all white space.
-function hasIssuer(issuer: string, token: string): boolean {
+function hasIssuer(issuers: readonly string[], token: string): boolean {
   const [, payload = ''] = token.split('.');
-  return parseSegment(payload.replaceAll(/[\r\n]/g, ''))?.['iss'] === issuer;
+  return issuers.includes(readText(parseSegment(payload.replaceAll(/[\r\n]/g, ''))?.['iss']));
 }
 
 // The token of a Secret, which never expires and lives as long as the Secret holds it.
@@ -122,23 +148,36 @@ interface Binding {
   readonly secret: Reference | undefined;
 }
 
-function checkObjects({ objects, now }: Cluster, binding: Binding): string | undefined {
+interface Lost {
+  readonly reason: string;
+  /** Whether the object was looked up in a storage that does not answer. */
+  readonly isLate: boolean;
+}
+
+function checkObjects({ objects, now }: Cluster, binding: Binding, frozenAt: string | undefined): Lost | undefined {
   const { namespace, serviceAccount, pod, node, secret } = binding;
-  if (serviceAccount.name === '') return 'resource name may not be empty';
+  const lose = (reason: string, isLate = false): Lost => ({ reason, isLate });
+  if (serviceAccount.name === '') return lose('resource name may not be empty');
   const account = objects.find('ServiceAccount', serviceAccount.name, namespace);
-  if (account === undefined) return `serviceaccounts "${serviceAccount.name}" not found`;
-  if (account.metadata.uid !== serviceAccount.uid) {
-    return `service account UID (${account.metadata.uid}) does not match claim (${serviceAccount.uid})`;
+  if (account === undefined) {
+    if (frozenAt === undefined) return lose(`serviceaccounts "${serviceAccount.name}" not found`);
+    const path = `/api/v1/namespaces/${namespace}/serviceaccounts/${serviceAccount.name}`;
+    return lose(`Get "${frozenAt}${path}": context deadline exceeded`, true);
   }
-  const check = (object: ClusterObject | undefined, reference: Reference, label: string, claim: string): string | undefined => {
-    if (object === undefined || isGone(object, now())) return 'service account token has been invalidated';
+  if (account.metadata.uid !== serviceAccount.uid) {
+    return lose(`service account UID (${account.metadata.uid}) does not match claim (${serviceAccount.uid})`);
+  }
+  const check = (object: ClusterObject | undefined, reference: Reference, label: string): Lost | undefined => {
+    if (object === undefined || isGone(object, now())) {
+      return lose('service account token has been invalidated', object === undefined && frozenAt !== undefined);
+    }
     if (object.metadata.uid === reference.uid) return undefined;
-    return `${label} UID (${object.metadata.uid}) does not match service account ${claim} ref claim (${reference.uid})`;
+    return lose(`${label} UID (${object.metadata.uid}) does not match service account ${label} ref claim (${reference.uid})`);
   };
-  if (secret !== undefined) return check(objects.find('Secret', secret.name, namespace), secret, 'secret', 'secret');
-  if (pod !== undefined) return check(objects.find('Pod', pod.name, namespace), pod, 'pod', 'pod');
+  if (secret !== undefined) return check(objects.find('Secret', secret.name, namespace), secret, 'secret');
+  if (pod !== undefined) return check(objects.find('Pod', pod.name, namespace), pod, 'pod');
   // A pod's token outlives its node: only one bound to the node itself does not.
-  return node === undefined ? undefined : check(objects.find('Node', node.name), node, 'node', 'node');
+  return node === undefined ? undefined : check(objects.find('Node', node.name), node, 'node');
 }
 
 function isGone({ metadata }: ClusterObject, now: number): boolean {
@@ -198,6 +237,6 @@ function formatList(list: readonly string[]): string {
   return `[${list.map((one) => JSON.stringify(one)).join(' ')}]`;
 }
 
-function refuse(reason: string): Authentication {
+function refuse(reason: string): { readonly error: string } {
   return { error: `[invalid bearer token, ${reason}]` };
 }

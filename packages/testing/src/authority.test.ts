@@ -341,3 +341,89 @@ describe('createAuthority', () => {
     assert.equal(existsSync(root), false);
   });
 });
+
+describe('createAuthority, set up otherwise', () => {
+  const whoami = '/apis/authentication.k8s.io/v1/selfsubjectreviews';
+  const anonymous = { authorization: '' };
+
+  it('lets nobody in without credentials, and says nothing of a token that is none', async () => {
+    await using authority = await createAuthority({ anonymous: false });
+    const pod = await authority.pod('store/store');
+    assert.equal((await ask(pod, 'GET', '/livez', undefined, anonymous)).status, 401);
+    assert.deepEqual(await review(pod, ' x'), { user: {} });
+  });
+
+  it('lets them in at some paths, and cuts the connection of a reviewer that sends a token which is none', async () => {
+    await using authority = await createAuthority({ anonymous: ['/livez'] });
+    const pod = await authority.pod('store/store');
+    assert.equal((await ask(pod, 'GET', '/livez', undefined, anonymous)).status, 200);
+    assert.equal((await ask(pod, 'GET', '/version', undefined, anonymous)).status, 401);
+    await assert.rejects(review(pod, ' x'), { code: 'ECONNRESET' });
+    assert.equal(authority.count({ resource: 'tokenreviews', status: 0 }), 1);
+    assert.equal((await review(pod, 'x')).error, 'invalid bearer token');
+  });
+
+  it('shortens the life of tokens', async () => {
+    await using authority = await createAuthority({ maxTokenExpirationSeconds: 3600 });
+    const { exp, iat } = claimsOf(await authority.token('api/api', { audience: 'store', expirationSeconds: 7200 }));
+    assert.equal(Number(exp) - Number(iat), 3600);
+  });
+
+  it('issues tokens of the first issuer, and accepts those of all', async () => {
+    await using authority = await createAuthority({ issuer: ['https://new.example', 'https://old.example'], apiAudiences: ['api'] });
+    const pod = await authority.pod('store/store');
+    const token = await authority.token('api/api', { audience: 'store' });
+    assert.equal(claimsOf(token)['iss'], 'https://new.example');
+    assert.deepEqual(claimsOf(readToken(pod, 'token'))['aud'], ['api']);
+    assert.equal((await review(pod, token)).authenticated, true);
+    assert.equal((await ask(pod, 'POST', whoami, {})).status, 201);
+    const { text } = await ask(pod, 'GET', '/.well-known/openid-configuration');
+    assert.equal(JSON.parse(text).issuer, 'https://new.example');
+  });
+
+  it('signs with a curve after a rotation to ES256', async () => {
+    await using authority = await createAuthority();
+    const pod = await authority.pod('store/store');
+    authority.rotateSigningKey({ algorithm: 'ES256' });
+    const token = await authority.token('api/api', { audience: 'store' });
+    assert.equal(parseToken(token)?.header['alg'], 'ES256');
+    assert.equal((await review(pod, token)).authenticated, true);
+    const [head, claims, signature = ''] = token.split('.');
+    const forged = `${head}.${claims}.${signature.startsWith('A') ? 'B' : 'A'}${signature.slice(1)}`;
+    assert.match((await review(pod, forged)).error ?? '', /error in cryptographic primitive/);
+    const { keys } = JSON.parse((await ask(pod, 'GET', '/openid/v1/jwks')).text);
+    assert.deepEqual(
+      keys.map(({ kty, alg, crv }: Record<string, string>) => [kty, alg, crv]),
+      [
+        ['RSA', 'RS256', undefined],
+        ['EC', 'ES256', 'P-256'],
+      ],
+    );
+    const wrong = { algorithm: 'HS256' } as unknown as { algorithm: 'ES256' };
+    assert.throws(() => authority.rotateSigningKey(wrong), { name: 'TypeError', message: '"algorithm" must be RS256 or ES256, not HS256' });
+  });
+
+  it('refuses settings that make no sense', async () => {
+    await assert.rejects(createAuthority({ issuer: [] }), { message: '"issuer" must be a name, or a list of at least one' });
+    await assert.rejects(createAuthority({ apiAudiences: [''] }), { message: '"apiAudiences" must be a list of at least one name' });
+    await assert.rejects(createAuthority({ anonymous: [] }), { message: '"anonymous" must be true, false or a list of paths' });
+    await assert.rejects(createAuthority({ maxTokenExpirationSeconds: 600 }), { message: /^"maxTokenExpirationSeconds" must be/ });
+  });
+
+  it('answers from memory while its storage does not answer', async () => {
+    await using authority = await createAuthority();
+    const pod = await authority.pod('store/store');
+    const known = await authority.token('api/api', { audience: 'store' });
+    const gone = await authority.token('api/gone', { audience: 'store' });
+    await authority.delete('serviceaccount', 'api/gone');
+    using _outage = authority.fail('etcd-outage', { delayMs: 1 });
+    assert.equal((await review(pod, known)).authenticated, true);
+    const { error = '' } = await review(pod, gone);
+    assert.equal(
+      error,
+      `[invalid bearer token, Get "${authority.url}/api/v1/namespaces/api/serviceaccounts/gone": context deadline exceeded]`,
+    );
+    assert.equal((await ask(pod, 'GET', '/livez')).status, 500);
+    assert.equal((await ask(pod, 'GET', '/readyz')).status, 200);
+  });
+});

@@ -10,6 +10,7 @@ import { createCallLog } from './calls.ts';
 import type { Call } from './calls.ts';
 import { issueCertificates } from './certificates.ts';
 import { createCluster, ensureNamespace, ensureServiceAccount } from './cluster.ts';
+import type { ClusterOptions } from './cluster.ts';
 import { createControl } from './control.ts';
 import type { Control } from './control.ts';
 import { checkFault, createFaults } from './faults.ts';
@@ -25,6 +26,7 @@ import type { Pod } from './pods.ts';
 import { createProcesses } from './processes.ts';
 import type { RunOptions } from './processes.ts';
 import { createSigningKeys, generateSigningKey } from './signing.ts';
+import type { SigningAlgorithm } from './signing.ts';
 import { issueToken } from './token-request.ts';
 import { createWorkloads } from './workloads.ts';
 
@@ -34,6 +36,14 @@ export interface AuthorityOptions {
   readonly manifests?: string | readonly string[];
   /** The port on 127.0.0.1. Default 0: any that is free. */
   readonly port?: number;
+  /** Who issues the tokens; of several the first does, and those of all are accepted. Default `https://kubernetes.default.svc.cluster.local`. */
+  readonly issuer?: string | readonly string[];
+  /** The audiences of the API server itself. Default: the issuers. */
+  readonly apiAudiences?: readonly string[];
+  /** Whether requests without credentials are let in as `system:anonymous`: everywhere, nowhere, or at these paths alone. Default true. */
+  readonly anonymous?: boolean | readonly string[];
+  /** The longest life of a token in seconds, an hour at least; one that is asked for longer is shortened. Default: no limit. */
+  readonly maxTokenExpirationSeconds?: number;
 }
 
 /** Options of {@link Authority.token}. */
@@ -52,6 +62,32 @@ export interface PodOptions {
   readonly tokens?: Readonly<Record<string, string>>;
   /** Whether a ClusterRoleBinding to `system:auth-delegator` lets it review tokens. Default true. */
   readonly reviews?: boolean;
+}
+
+/** Options of {@link Authority.user}. */
+export interface UserOptions {
+  /** The groups of the user beside `system:authenticated`. Default: none. */
+  readonly groups?: readonly string[];
+  /** When the certificate ends. Default: in the year 2120. */
+  readonly expiresAt?: Date;
+}
+
+/** Who shows a client certificate that the cluster's CA has signed. */
+export interface User {
+  /** The certificate, in PEM. */
+  readonly certificate: string;
+  /** Its private key, in PEM. */
+  readonly key: string;
+  /** A kubeconfig with both; `close()` removes it. */
+  readonly kubeconfig: string;
+}
+
+/** Options of {@link Authority.rotateSigningKey}. */
+export interface RotationOptions {
+  /** Whether the keys so far are forgotten. Default false: they stay published and accepted. */
+  readonly retire?: boolean;
+  /** What the new key signs with. Default `'RS256'`, with 2048 bits. */
+  readonly algorithm?: SigningAlgorithm;
 }
 
 /** Options of {@link Authority.delete}. */
@@ -78,6 +114,8 @@ export interface Authority extends AsyncDisposable {
   token(serviceAccount: string, options: TokenOptions): Promise<string>;
   /** Starts a pod: its identity, and its files as the kubelet writes them. */
   pod(serviceAccount: string, options?: PodOptions): Promise<Pod>;
+  /** Makes a client certificate for a user, such as `jane`, or `system:node:node-1` of the group `system:nodes`. */
+  user(name: string, options?: UserOptions): Promise<User>;
   /**
    * Applies manifests: paths of YAML files or of folders of them, which may hold `*`. A Deployment or a Pod becomes one pod; those are returned.
    * Rejects with an `Error` that names the file and the document.
@@ -96,8 +134,8 @@ export interface Authority extends AsyncDisposable {
   fail(fault: Fault, options?: FaultOptions): Disposable;
   /** Ends all faults; resolves when the authority listens. */
   recover(): Promise<void>;
-  /** Signs with a new key from now on. The old one stays published and accepted, unless it is to `retire`. Default: it stays. */
-  rotateSigningKey(options?: { readonly retire?: boolean }): void;
+  /** Signs with a new key from now on. Throws a `TypeError` on an algorithm that it does not know. */
+  rotateSigningKey(options?: RotationOptions): void;
   /** Serves with a certificate of a new CA, and writes that CA where it is read. Connections that stand are kept. */
   rotateCa(): void;
   /** Moves the authority's clock, in milliseconds, and rotates the tokens that are due. */
@@ -110,15 +148,17 @@ export interface Authority extends AsyncDisposable {
 
 const endWithinMs = 5000;
 
-/** Starts an authority. Rejects where the port is taken or a manifest cannot be applied. */
-export async function createAuthority({ manifests, port = 0 }: AuthorityOptions = {}): Promise<Authority> {
+/** Starts an authority. Rejects where an option makes no sense, the port is taken or a manifest cannot be applied. */
+export async function createAuthority({ manifests, port = 0, ...others }: AuthorityOptions = {}): Promise<Authority> {
+  const settings = readSettings(others);
   const signingKey = generateSigningKey();
   let offsetMs = 0;
   let certificates = issueCertificates();
   const now = (): number => Date.now() + offsetMs;
   const adminToken = randomBytes(24).toString('base64url');
   const administrator = { username: 'kubernetes-admin', uid: 'kubernetes-admin', groups: ['system:masters'] };
-  const cluster = createCluster(createSigningKeys(await signingKey), now, new Map([[adminToken, administrator]]));
+  const staticTokens = new Map([[adminToken, administrator]]);
+  const cluster = createCluster({ keys: createSigningKeys(await signingKey), now, staticTokens, ...settings });
   for (const name of ['default', 'kube-system', 'kube-public', 'kube-node-lease']) ensureNamespace(cluster, name);
 
   const directory = mkdtempSync(join(tmpdir(), 'k8s-authority-'));
@@ -145,7 +185,7 @@ export async function createAuthority({ manifests, port = 0 }: AuthorityOptions 
   const address = { url, host: '127.0.0.1', port: listener.port };
   const kubelet = createKubelet(cluster, directory, () => certificates.ca);
   writeFileSync(caFile, certificates.ca);
-  writeFileSync(kubeconfig, formatKubeconfig(url, caFile, adminToken), { mode: 0o600 });
+  writeFileSync(kubeconfig, formatKubeconfig(url, caFile, 'kubernetes-admin', { token: adminToken }), { mode: 0o600 });
 
   const start = (object: Parameters<typeof startPod>[1]): Pod => {
     const pod = startPod(kubelet, object, address);
@@ -177,6 +217,15 @@ export async function createAuthority({ manifests, port = 0 }: AuthorityOptions 
       ensureServiceAccount(cluster, namespace, name);
       if (reviews) bindReviewer(namespace, name);
       return start(createPodObject(cluster, namespace, generateName(name), { spec: podSpec(name, tokens) }));
+    },
+    async user(name, { groups = [], expiresAt } = {}) {
+      if (name === '') throw new TypeError('a user needs a name');
+      const { certificate, key } = certificates.issueClient({ commonName: name, organizations: groups }, expiresAt);
+      const file = join(mkdtempSync(join(directory, 'user-')), 'kubeconfig');
+      const encode = (text: string): string => Buffer.from(text).toString('base64');
+      const credentials = { 'client-certificate-data': encode(certificate), 'client-key-data': encode(key) };
+      writeFileSync(file, formatKubeconfig(url, caFile, name, credentials), { mode: 0o600 });
+      return { certificate, key, kubeconfig: file };
     },
     async apply(paths) {
       return workloads.apply(readManifests(paths));
@@ -215,8 +264,10 @@ export async function createAuthority({ manifests, port = 0 }: AuthorityOptions 
       outages.clear();
       await listener.start();
     },
-    rotateSigningKey({ retire = false } = {}) {
-      cluster.keys.rotate({ retire });
+    rotateSigningKey({ retire = false, algorithm = 'RS256' } = {}) {
+      if (algorithm !== 'RS256' && algorithm !== 'ES256')
+        throw new TypeError(`"algorithm" must be RS256 or ES256, not ${String(algorithm)}`);
+      cluster.keys.rotate({ retire, algorithm });
     },
     rotateCa() {
       certificates = issueCertificates();
@@ -282,6 +333,28 @@ export async function createAuthority({ manifests, port = 0 }: AuthorityOptions 
     });
   }
   return authority;
+}
+
+type Settings = Pick<ClusterOptions, 'issuers' | 'apiAudiences' | 'anonymous' | 'maxTokenExpirationSeconds'>;
+
+function readSettings({ issuer, apiAudiences, anonymous = true, maxTokenExpirationSeconds }: AuthorityOptions): Settings {
+  const isListOfTexts = (list: unknown): boolean =>
+    Array.isArray(list) && list.length > 0 && list.every((one) => typeof one === 'string' && one !== '');
+  const issuers = issuer === undefined ? undefined : [issuer].flat();
+  if (issuers !== undefined && !isListOfTexts(issuers)) throw new TypeError('"issuer" must be a name, or a list of at least one');
+  if (apiAudiences !== undefined && !isListOfTexts(apiAudiences)) throw new TypeError('"apiAudiences" must be a list of at least one name');
+  if (typeof anonymous !== 'boolean' && !isListOfTexts(anonymous))
+    throw new TypeError('"anonymous" must be true, false or a list of paths');
+  const longest = maxTokenExpirationSeconds;
+  if (longest !== undefined && !(Number.isInteger(longest) && longest >= 3600 && longest <= 2 ** 32)) {
+    throw new TypeError('"maxTokenExpirationSeconds" must be a whole number from 3600, an hour, to 2 ** 32');
+  }
+  return {
+    ...(issuers === undefined ? {} : { issuers }),
+    ...(apiAudiences === undefined ? {} : { apiAudiences }),
+    anonymous,
+    maxTokenExpirationSeconds,
+  };
 }
 
 function parseName(name: string): readonly [namespace: string, name: string] {

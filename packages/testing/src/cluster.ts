@@ -7,9 +7,14 @@ import type { SigningKeys } from './signing.ts';
 
 /** One cluster's state. */
 export interface Cluster {
-  readonly issuer: string;
+  /** The first issues tokens; those of the others are accepted too. */
+  readonly issuers: readonly string[];
   /** The audiences of the API server itself, which a token gets where none is named. */
   readonly apiAudiences: readonly string[];
+  /** Whether who shows no credentials is `system:anonymous`: everywhere, nowhere, or at these paths alone. */
+  readonly anonymous: boolean | readonly string[];
+  /** The longest life of a token in seconds; `undefined` where there is no limit. */
+  readonly maxTokenExpirationSeconds: number | undefined;
   /** The cluster's time in milliseconds. */
   readonly now: () => number;
   readonly keys: SigningKeys;
@@ -18,18 +23,39 @@ export interface Cluster {
   readonly staticTokens: ReadonlyMap<string, UserInfo>;
 }
 
-const issuer = 'https://kubernetes.default.svc.cluster.local';
+/** What a cluster is made of at its start. */
+export interface ClusterOptions {
+  readonly keys: SigningKeys;
+  readonly now: () => number;
+  readonly staticTokens: ReadonlyMap<string, UserInfo>;
+  /** Default: `https://kubernetes.default.svc.cluster.local`. */
+  readonly issuers?: readonly string[];
+  /** Default: the issuers. */
+  readonly apiAudiences?: readonly string[];
+  /** Default: everywhere. */
+  readonly anonymous?: boolean | readonly string[];
+  /** Default: no limit. */
+  readonly maxTokenExpirationSeconds?: number | undefined;
+  /** Gives the uids of new objects. Default: random. */
+  readonly createUid?: () => string;
+}
 
-/** Makes a cluster that has only what a first start creates; `createUid` gives the uids of objects, which are random by default. */
-export function createCluster(
-  keys: SigningKeys,
-  now: () => number,
-  staticTokens: ReadonlyMap<string, UserInfo>,
-  createUid?: () => string,
-): Cluster {
+const clusterIssuer = 'https://kubernetes.default.svc.cluster.local';
+
+/** Makes a cluster that has only what a first start creates. */
+export function createCluster({
+  keys,
+  now,
+  staticTokens,
+  issuers = [clusterIssuer],
+  apiAudiences = issuers,
+  anonymous = true,
+  maxTokenExpirationSeconds,
+  createUid,
+}: ClusterOptions): Cluster {
   const objects = createObjects(now, createUid);
   for (const object of bootstrapRoles) objects.create(object);
-  return { issuer, apiAudiences: [issuer], now, keys, objects, staticTokens };
+  return { issuers, apiAudiences, anonymous, maxTokenExpirationSeconds, now, keys, objects, staticTokens };
 }
 
 /** Creates a namespace that does not exist, and the ServiceAccount that each namespace has. */

@@ -1,17 +1,21 @@
 // The only place that lets another process move the authority: the paths below /authority/v1, which only the administrator may use.
 import type { Answer } from './answer.ts';
 import type { Authority } from './authority.ts';
-import { isRecord, readRecord, readText } from './json.ts';
+import { isRecord, readRecord, readText, readTexts } from './json.ts';
 import type { CallLog } from './calls.ts';
 import type { Fault, FaultOptions } from './faults.ts';
 import type { Pod } from './pods.ts';
+import type { SigningAlgorithm } from './signing.ts';
 import { badRequest, noSuchResource, StatusError } from './status.ts';
 
 /** Where the paths begin. */
 export const controlPath = '/authority/v1/';
 
 /** What the paths reach. */
-export type Controlled = Pick<Authority, 'fail' | 'recover' | 'advance' | 'now' | 'pod' | 'pods' | 'rotateSigningKey' | 'rotateCa'>;
+export type Controlled = Pick<
+  Authority,
+  'fail' | 'recover' | 'advance' | 'now' | 'pod' | 'pods' | 'user' | 'rotateSigningKey' | 'rotateCa'
+>;
 
 /** Answers a request below {@link controlPath}. */
 export type Control = (method: string, path: string, body: unknown) => Promise<Answer>;
@@ -49,8 +53,11 @@ export function createControl(authority: Controlled, log: CallLog): Control {
       const pod = await authority.pod(readText(serviceAccount), { tokens: Object.fromEntries(asked), reviews: reviews !== false });
       return { status: 201, body: describePod(pod) };
     },
-    'POST signing-key': ({ retire }) => {
-      authority.rotateSigningKey({ retire: retire === true });
+    'POST users': async ({ name, groups }) => ({ status: 201, body: await authority.user(readText(name), { groups: readTexts(groups) }) }),
+    'POST signing-key': ({ retire, algorithm }) => {
+      // Which algorithms there are is checked where the library's caller is checked too.
+      const asked = algorithm === undefined ? {} : { algorithm: algorithm as SigningAlgorithm };
+      authority.rotateSigningKey({ retire: retire === true, ...asked });
       return ok({});
     },
     'POST ca': () => {

@@ -1,11 +1,11 @@
 // The only place that knows what a real API server adds to an object that is sent to it: defaults, and what admission plugins do.
 import { randomBytes } from 'node:crypto';
 import type { Cluster } from './cluster.ts';
-import { isRecord, readRecord, readText } from './json.ts';
+import { isRecord, readList, readRecord, readText } from './json.ts';
 import type { JsonRecord } from './json.ts';
 import { apiAccessPath, apiAccessVolume } from './kubelet.ts';
 import type { NewObject } from './objects.ts';
-import { invalid, StatusError } from './status.ts';
+import { admissionRefusal, invalid } from './status.ts';
 
 const rbac = 'rbac.authorization.k8s.io';
 const serviceAccountName = 'kubernetes.io/service-account.name';
@@ -40,11 +40,25 @@ export const completions: Readonly<Record<string, (object: NewObject, cluster: C
   Deployment: (object) => {
     const strategy = { type: 'RollingUpdate', rollingUpdate: { maxUnavailable: '25%', maxSurge: '25%' } };
     const fixed = { replicas: 1, strategy, revisionHistoryLimit: 10, progressDeadlineSeconds: 600 };
-    return { ...object, metadata: { ...object.metadata, generation: 1 }, spec: { ...fixed, ...readRecord(object['spec']) }, status: {} };
+    return withGeneration({ ...object, spec: { ...fixed, ...readRecord(object['spec']) }, status: {} });
+  },
+  FlowSchema: (object) => withGeneration({ ...object, spec: { matchingPrecedence: 1000, ...readRecord(object['spec']) }, status: {} }),
+  PriorityLevelConfiguration: (object) => {
+    const { limited, ...spec } = readRecord(object['spec']);
+    const shares = { nominalConcurrencyShares: 30, lendablePercent: 0 };
+    return withGeneration({
+      ...object,
+      spec: { ...spec, ...(isRecord(limited) ? { limited: { ...shares, ...limited } } : {}) },
+      status: {},
+    });
   },
   ClusterRoleBinding: completeBinding,
   RoleBinding: completeBinding,
 };
+
+function withGeneration(object: NewObject): NewObject {
+  return { ...object, metadata: { ...object.metadata, generation: 1 } };
+}
 
 function nodeInfo(): object {
   const names = [
@@ -102,7 +116,7 @@ function completePod(object: NewObject, { objects }: Cluster): NewObject {
   const known = objects.find('ServiceAccount', account, namespace);
   if (known === undefined) {
     const reason = `error looking up service account ${namespace}/${account}: serviceaccount "${account}" not found`;
-    throw new StatusError(403, 'Forbidden', `pods "${name}" is forbidden: ${reason}`, { name, kind: 'pods' });
+    throw admissionRefusal('pods', '', name, reason);
   }
   const automount = spec['automountServiceAccountToken'] ?? known['automountServiceAccountToken'] !== false;
   const access = `${apiAccessVolume.name}-${randomSuffix()}`;
@@ -192,8 +206,4 @@ function qosClassOf(containers: readonly JsonRecord[]): string {
 
 function withDefaults(value: JsonRecord, defaults: JsonRecord): JsonRecord {
   return { ...defaults, ...value };
-}
-
-function readList(value: unknown): readonly JsonRecord[] {
-  return Array.isArray(value) ? value.filter(isRecord) : [];
 }

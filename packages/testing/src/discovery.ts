@@ -7,7 +7,7 @@ import { formatGroupVersion, resourceKinds, reviewKinds, verbsOf } from './resou
 import type { ResourceKind, ReviewKind, Subresource } from './resources.ts';
 
 // In the order in which a real API server lists them.
-const groups = ['apps', 'authentication.k8s.io', 'authorization.k8s.io', 'rbac.authorization.k8s.io'];
+const groups = ['apps', 'authentication.k8s.io', 'authorization.k8s.io', 'rbac.authorization.k8s.io', 'flowcontrol.apiserver.k8s.io'];
 
 /** Answers a path of discovery; `undefined` where it is none. `address` is the server's, `host:port`. */
 export function answerDiscovery({ headers }: IncomingMessage, path: string, address: string): Answer | undefined {

@@ -10,20 +10,22 @@ export type Fault =
   | 'ignores-audiences'
   | 'forbidden'
   | 'unauthorized'
+  | 'etcd-outage'
   | { readonly status: number; readonly headers?: Readonly<Record<string, string>>; readonly body: string };
 
 /** How often and how late a fault strikes. */
 export interface FaultOptions {
   /** How many requests are hit. Default: all, until the fault is disposed of. */
   readonly times?: number;
-  /** Milliseconds before the fault strikes. Default 0, and 10 000 for `slow`. */
+  /** Milliseconds before the fault strikes. Default 0, 10 000 for `slow`, and for `etcd-outage` as long as a real API server waits. */
   readonly delayMs?: number;
 }
 
 /** A fault that hits one request. */
 export interface Strike {
   readonly fault: Exclude<Fault, 'outage'>;
-  readonly delayMs: number;
+  /** `undefined` where it was not said. */
+  readonly delayMs: number | undefined;
 }
 
 /** The faults that are active. */
@@ -35,7 +37,7 @@ export interface Faults {
   clear(): void;
 }
 
-const everywhere = ['slow', 'too-many-requests', 'reset', 'unauthorized'] as const;
+const everywhere = ['slow', 'too-many-requests', 'reset', 'unauthorized', 'etcd-outage'] as const;
 const names = [...everywhere, 'outage', 'broken-body', 'ignores-audiences', 'forbidden'] as const;
 
 /** Throws a `TypeError` that says what is wrong with a fault or its options. */
@@ -50,9 +52,9 @@ export function checkFault(fault: Fault, { times, delayMs }: FaultOptions): void
 
 /** Makes an empty set of faults. */
 export function createFaults(): Faults {
-  let active: { readonly fault: Exclude<Fault, 'outage'>; readonly delayMs: number; left: number }[] = [];
+  let active: (Strike & { left: number })[] = [];
   return {
-    add(fault, { times = Number.POSITIVE_INFINITY, delayMs = fault === 'slow' ? 10_000 : 0 }) {
+    add(fault, { times = Number.POSITIVE_INFINITY, delayMs }) {
       const added = { fault, delayMs, left: times };
       active.push(added);
       return {

@@ -1,7 +1,8 @@
 // The only place that knows impersonation: the headers by which a caller acts as another, as `kubectl --as` does, and who may send them.
 import type { IncomingHttpHeaders } from 'node:http';
+import { authorize } from './nodes.ts';
 import type { Objects } from './objects.ts';
-import { authorize, forbidden } from './rbac.ts';
+import { forbidden } from './rbac.ts';
 import type { Attributes, UserInfo } from './rbac.ts';
 import { badRequest } from './status.ts';
 

@@ -22,3 +22,8 @@ export function readText(value: unknown): string {
 export function readTexts(value: unknown): readonly string[] {
   return (Array.isArray(value) ? value : [value]).filter((one): one is string => typeof one === 'string');
 }
+
+/** Reads a list of which the objects count; anything else is an empty one. */
+export function readList(value: unknown): readonly JsonRecord[] {
+  return Array.isArray(value) ? value.filter(isRecord) : [];
+}

@@ -37,8 +37,9 @@ describe('kubectl', () => {
     await authority.close();
     rmSync(home, { recursive: true });
   });
-  async function kubectl(...args: readonly string[]): Promise<string> {
-    const env = { PATH: process.env['PATH'], HOME: home, KUBECONFIG: authority.kubeconfig };
+  const kubectl = (...args: readonly string[]): Promise<string> => kubectlAs(authority, ...args);
+  async function kubectlAs({ kubeconfig }: Pick<Authority, 'kubeconfig'>, ...args: readonly string[]): Promise<string> {
+    const env = { PATH: process.env['PATH'], HOME: home, KUBECONFIG: kubeconfig };
     const { stdout } = await promisify(execFile)(command, args, { env });
     return stdout;
   }
@@ -84,6 +85,15 @@ describe('kubectl', () => {
     await assert.rejects(kubectl(...mayReview, 'system:serviceaccount:judge:other'), { stdout: 'no\n' });
     const rules = await kubectl('auth', 'can-i', '--list', '--as', 'system:serviceaccount:judge:judge');
     assert.match(rules, /^tokenreviews\.authentication\.k8s\.io +\[\] +\[\] +\[create\]$/m);
+  });
+
+  it('is a user with a client certificate', async (t) => {
+    if (skipsWithout(t, 28)) return;
+    const jane = await authority.user('jane', { groups: ['dev'] });
+    assert.match(await kubectlAs(jane, 'auth', 'whoami'), /^Username +jane\nGroups +\[dev system:authenticated\]$/m);
+    await assert.rejects(kubectlAs(jane, 'get', 'namespaces'), { stderr: /User "jane" cannot list resource "namespaces"/ });
+    await kubectl('create', 'clusterrolebinding', 'dev', '--clusterrole', 'cluster-admin', '--group', 'dev');
+    assert.match(await kubectlAs(jane, 'get', 'namespaces'), /^kube-system +Active/m);
   });
 
   it('deletes what a manifest names', async (t) => {

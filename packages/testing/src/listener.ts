@@ -26,7 +26,11 @@ export async function createListener(
   handler: (request: IncomingMessage, response: ServerResponse) => void,
 ): Promise<Listener> {
   const connections = new Set<Socket>();
-  const server = createServer({ cert: certificates.certificate, key: certificates.key, keepAliveTimeout: 90_000 }, handler);
+  // A client may show a certificate of any CA that there was. Whom it stands for, and whether that is anybody, is not decided here.
+  let clientCas = [certificates.ca];
+  const asking = { requestCert: true, rejectUnauthorized: false };
+  const { certificate, key } = certificates;
+  const server = createServer({ cert: certificate, key, ca: clientCas, ...asking, keepAliveTimeout: 90_000 }, handler);
   server.on('connection', (socket: Socket) => {
     connections.add(socket);
     socket.on('close', () => connections.delete(socket));
@@ -54,8 +58,9 @@ export async function createListener(
 
   const listener: Listener = {
     port: bound,
-    setCertificates({ certificate, key }) {
-      server.setSecureContext({ cert: certificate, key });
+    setCertificates(next) {
+      clientCas = [...clientCas, next.ca];
+      server.setSecureContext({ cert: next.certificate, key: next.key, ca: clientCas });
     },
     stop() {
       if (!isListening) return;

@@ -20,6 +20,8 @@ export type Attributes =
       readonly subresource?: string;
       readonly name?: string;
       readonly namespace?: string;
+      /** Of a list or a watch, as it was sent. */
+      readonly fieldSelector?: string;
     }
   | { readonly verb: string; readonly path: string };
 
@@ -29,7 +31,8 @@ export interface Permission {
   readonly reason?: string;
 }
 
-interface Rule {
+/** A rule of a role. */
+export interface Rule {
   readonly verbs?: readonly string[];
   readonly apiGroups?: readonly string[];
   readonly resources?: readonly string[];
@@ -51,7 +54,7 @@ interface RoleRef {
 const apiGroup = 'rbac.authorization.k8s.io';
 
 /** Decides as the RBAC authorizer does. */
-export function authorize(objects: Objects, user: UserInfo, asked: Attributes): Permission {
+export function authorizeByRoles(objects: Objects, user: UserInfo, asked: Attributes): Permission {
   if (user.groups.includes('system:masters')) return { allowed: true };
   const namespace = 'path' in asked ? undefined : asked.namespace;
   const bindings = [
@@ -68,7 +71,7 @@ export function authorize(objects: Objects, user: UserInfo, asked: Attributes): 
         ? objects.find('Role', reference.name, binding.metadata.namespace)
         : objects.find('ClusterRole', reference.name);
     if (role === undefined) missing.push(`${reference.kind.toLowerCase()}.${apiGroup} "${reference.name}" not found`);
-    else if (readRules(role).some((rule) => allows(rule, asked))) {
+    else if (rulesAllow(readRules(role), asked)) {
       return { allowed: true, reason: `RBAC: allowed by ${describeBinding(binding)} of ${describe(reference)} to ${describe(subject)}` };
     }
   }
@@ -102,17 +105,24 @@ export function listRules(objects: Objects, user: UserInfo, namespace: string): 
 export function forbidden(user: UserInfo, asked: Attributes, reason?: string): StatusError {
   const because = reason === undefined ? '' : `: ${reason}`;
   const who = `User "${user.username}" cannot ${asked.verb}`;
-  if ('path' in asked) return new StatusError(403, 'Forbidden', `forbidden: ${who} path "${asked.path}"${because}`, {});
+  const refuse = (message: string, details: object): StatusError =>
+    new StatusError(403, 'Forbidden', `${message}${because}`, details, { 'X-Content-Type-Options': 'nosniff' });
+  if ('path' in asked) return refuse(`forbidden: ${who} path "${asked.path}"`, {});
   const { group, resource, subresource, name, namespace } = asked;
   const qualified = group === '' ? resource : `${resource}.${group}`;
   const what = name === undefined || name === '' ? qualified : `${qualified} "${name}"`;
   const whole = subresource === undefined || subresource === '' ? resource : `${resource}/${subresource}`;
   const where = namespace === undefined || namespace === '' ? 'at the cluster scope' : `in the namespace "${namespace}"`;
-  return new StatusError(403, 'Forbidden', `${what} is forbidden: ${who} resource "${whole}" in API group "${group}" ${where}${because}`, {
+  return refuse(`${what} is forbidden: ${who} resource "${whole}" in API group "${group}" ${where}`, {
     ...(name === undefined || name === '' ? {} : { name }),
     ...(group === '' ? {} : { group }),
     kind: resource,
   });
+}
+
+/** Says whether any of these rules allows it. */
+export function rulesAllow(rules: readonly Rule[], asked: Attributes): boolean {
+  return rules.some((rule) => allows(rule, asked));
 }
 
 function allows(rule: Rule, asked: Attributes): boolean {

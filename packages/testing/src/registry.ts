@@ -9,6 +9,9 @@ import { createListing } from './listing.ts';
 import { formatTime } from './objects.ts';
 import type { ClusterObject, NewObject } from './objects.ts';
 import { applyPatch } from './patch.ts';
+import { restrictNode } from './nodes.ts';
+import type { Change } from './nodes.ts';
+import type { UserInfo } from './rbac.ts';
 import { verbsOf } from './resources.ts';
 import type { ResourceKind } from './resources.ts';
 import { badRequest, conflict, methodNotAllowed, noSuchResource } from './status.ts';
@@ -30,6 +33,8 @@ export interface ObjectRequest {
   readonly namespace: string;
   readonly name: string;
   readonly subresource: string;
+  /** Who asks. */
+  readonly user: UserInfo;
   readonly query: URLSearchParams;
   readonly accept: string;
   /** The body's media type. */
@@ -70,7 +75,9 @@ export function createRegistry(cluster: Cluster, controllers?: Controllers): (as
   function create(asked: ObjectRequest): Answer {
     const { kind, namespace, name, query } = asked;
     if (name !== '') throw methodNotAllowed();
-    const object = admit(cluster, kind, namespace, asked.body());
+    const sent = asked.body();
+    restrict(asked, 'CREATE', sent);
+    const object = admit(cluster, kind, namespace, sent);
     if (isDryRun(query)) {
       const metadata = { ...object.metadata, uid: '', resourceVersion: '', creationTimestamp: formatTime(cluster.now()) };
       return listing.present(asked, { ...object, metadata }, 201);
@@ -93,6 +100,7 @@ export function createRegistry(cluster: Cluster, controllers?: Controllers): (as
       throw conflict(kind.resource, name, message, kind.group);
     }
     const after = subresource === 'status' ? { ...before, status: sent['status'] } : merge(before, sent);
+    restrict(asked, 'UPDATE', after, before);
     checkUpdate(before, after);
     if (isDeepStrictEqual(strip(after), strip(before)) || isDryRun(query))
       return { ...before, ...after, metadata: { ...before.metadata, ...after.metadata } };
@@ -121,6 +129,7 @@ export function createRegistry(cluster: Cluster, controllers?: Controllers): (as
       const message = `Precondition failed: UID in precondition: ${readText(expected)}, UID in object meta: ${uid}`;
       throw conflict(kind.resource, name, message, kind.group);
     }
+    restrict(asked, 'DELETE', object, object);
     const seconds = kind.kind === 'Pod' ? graceOf(object, query.get('gracePeriodSeconds') ?? options['gracePeriodSeconds']) : 0;
     const ending = terminate(object, seconds);
     if (isDryRun(query)) return listing.present(asked, ending);
@@ -140,6 +149,12 @@ export function createRegistry(cluster: Cluster, controllers?: Controllers): (as
     const answered = listing.list({ ...asked, accept: '' });
     for (const object of listing.matching(asked)) remove(asked, object);
     return answered;
+  }
+
+  function restrict(asked: ObjectRequest, operation: Change['operation'], object: JsonRecord, before?: ClusterObject): void {
+    const { kind, namespace, subresource, user } = asked;
+    const name = readText(readRecord(object['metadata'])['name']);
+    restrictNode(user, { operation, kind, subresource, name, namespace, object, ...(before === undefined ? {} : { before }) });
   }
 
   function terminate(object: ClusterObject, seconds: number): ClusterObject {

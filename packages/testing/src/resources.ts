@@ -29,6 +29,7 @@ export interface ReviewKind {
 }
 
 const rbac = 'rbac.authorization.k8s.io';
+const flowControl = 'flowcontrol.apiserver.k8s.io';
 const status = (kind: string): Subresource => ({ name: 'status', kind, verbs: ['get', 'patch', 'update'] });
 const token: Subresource = { name: 'token', kind: 'TokenRequest', group: 'authentication.k8s.io', verbs: ['create'] };
 
@@ -55,6 +56,14 @@ export const resourceKinds: readonly ResourceKind[] = [
   { kind: 'ClusterRole', resource: 'clusterroles', group: rbac, namespaced: false },
   { kind: 'RoleBinding', resource: 'rolebindings', group: rbac, namespaced: true },
   { kind: 'Role', resource: 'roles', group: rbac, namespaced: true },
+  { kind: 'FlowSchema', resource: 'flowschemas', group: flowControl, namespaced: false, subresources: [status('FlowSchema')] },
+  {
+    kind: 'PriorityLevelConfiguration',
+    resource: 'prioritylevelconfigurations',
+    group: flowControl,
+    namespaced: false,
+    subresources: [status('PriorityLevelConfiguration')],
+  },
 ];
 
 /** Finds a kind that the cluster keeps. Throws a `TypeError` on another. */

@@ -55,7 +55,7 @@ export function createReviews(cluster: Cluster, authenticator: Authenticator): (
         createAccessReview(exchange, selfSubjectAccessReviewType, (spec) => reviewOwnAccess(objects, user, spec)),
       'authorization.k8s.io/v1/selfsubjectrulesreviews': () =>
         createAccessReview(exchange, selfSubjectRulesReviewType, (spec) => reviewRules(objects, user, spec)),
-      '/v1/serviceaccounts/token': () => createToken(exchange, namespace, name),
+      '/v1/serviceaccounts/token': () => createToken(exchange, user, namespace, name),
     }[at];
     const isNamespaced = subresource === 'token' || resource === 'localsubjectaccessreviews';
     if (create === undefined || (namespace !== '') !== isNamespaced) throw noSuchResource();
@@ -66,8 +66,13 @@ export function createReviews(cluster: Cluster, authenticator: Authenticator): (
   function createTokenReview(exchange: Exchange, strike: Strike | undefined): Answer {
     const decoded = decode(exchange, tokenReviewType);
     const review: TokenReview = decoded.object;
-    const status = (strike?.fault === 'ignores-audiences' ? reviewTokenForAnyAudience : reviewToken)(authenticator, review);
-    return created(formatReview(exchange, tokenReviewType, decoded, status));
+    const { status, isLate } =
+      strike?.fault === 'ignores-audiences'
+        ? reviewTokenForAnyAudience(authenticator, review)
+        : reviewToken(authenticator, review, strike?.fault === 'etcd-outage');
+    const answer = created(formatReview(exchange, tokenReviewType, decoded, status));
+    // client-go's time for one look into the storage.
+    return isLate ? { ...answer, afterMs: strike?.delayMs ?? 30_000 } : answer;
   }
 
   function createAccessReview(exchange: Exchange, type: BodyType, review: (spec: AccessReviewSpec) => object): Answer {
@@ -76,15 +81,18 @@ export function createReviews(cluster: Cluster, authenticator: Authenticator): (
     return created(formatReview(exchange, type, decoded, review(spec)));
   }
 
-  function createToken(exchange: Exchange, namespace: string, serviceAccount: string): Answer {
+  function createToken(exchange: Exchange, user: UserInfo, namespace: string, serviceAccount: string): Answer {
     const { object } = decode(exchange, tokenRequestType);
     const { metadata = {}, spec = {} }: TokenRequestBody = object;
-    const issued = issueToken(cluster, { ...spec, ...metadata, namespace, serviceAccount });
+    const { name, uid } = metadata;
+    const expected = { ...(name === undefined ? {} : { name }), ...(uid === undefined ? {} : { uid }) };
+    const issued = issueToken(cluster, { ...spec, ...expected, namespace, serviceAccount, user });
+    exchange.warnings.push(...issued.warnings);
     const time = formatTime(cluster.now());
     const sent = { ...object, spec: { ...spec, expirationSeconds: issued.expirationSeconds } };
     const fields = { manager: managerOf(exchange.request), time, subresource: 'token' };
     const managedFields = formatManagedFields(tokenRequestType, sent, fields);
-    return created(formatTokenRequest(issued, spec.boundObjectRef, { creationTimestamp: time, managedFields }));
+    return created(formatTokenRequest(issued, spec.boundObjectRef, { metadata, creationTimestamp: time, managedFields }));
   }
 
   function formatReview({ request }: Exchange, type: BodyType, { object }: DecodedBody, status: object): object {

@@ -1,7 +1,7 @@
 // The only place that knows the cluster's signing keys: which there are, how a token is signed, whether a signature is theirs, and
 // how they are published.
 import { constants, createHash, createPrivateKey, createPublicKey, generateKeyPair, generateKeyPairSync, sign, verify } from 'node:crypto';
-import type { KeyObject } from 'node:crypto';
+import type { KeyObject, SignKeyObjectInput } from 'node:crypto';
 import { promisify } from 'node:util';
 import { isRecord } from './json.ts';
 import type { JsonRecord } from './json.ts';
@@ -14,17 +14,20 @@ export interface ParsedToken {
   readonly signature: Buffer;
 }
 
-/** The cluster's signing keys: the first signs, all of them verify. */
+/** The cluster's signing keys: the last signs, all of them verify. */
 export interface SigningKeys {
   sign(claims: object): string;
   /** How many keys have the token's key id; a token without one fits all of them. */
   fitting(token: ParsedToken): readonly SigningKey[];
-  /** The key set as `/openid/v1/jwks` publishes it. */
+  /** The key set as `/openid/v1/jwks` publishes it, the oldest key first. */
   keySet(): { readonly keys: readonly object[] };
   algorithms(): readonly string[];
-  /** Puts a new key first; with `retire`, the others are forgotten. */
-  rotate(options: { readonly retire: boolean }): void;
+  /** Signs with a new key of this algorithm; with `retire`, the others are forgotten. */
+  rotate(options: { readonly retire: boolean; readonly algorithm: SigningAlgorithm }): void;
 }
+
+/** What a cluster's keys sign with: RSA of 2048 bits, or the curve P-256. */
+export type SigningAlgorithm = 'RS256' | 'ES256';
 
 /** A public key and its id. */
 export interface SigningKey {
@@ -32,14 +35,7 @@ export interface SigningKey {
   readonly publicKey: KeyObject;
 }
 
-const rsaDigests: Readonly<Record<string, string>> = {
-  RS256: 'sha256',
-  RS384: 'sha384',
-  RS512: 'sha512',
-  PS256: 'sha256',
-  PS384: 'sha384',
-  PS512: 'sha512',
-};
+const digests: Readonly<Record<string, string>> = { 256: 'sha256', 384: 'sha384', 512: 'sha512' };
 
 /** Makes an RSA-2048 key off the main thread. */
 export async function generateSigningKey(): Promise<KeyObject> {
@@ -47,16 +43,18 @@ export async function generateSigningKey(): Promise<KeyObject> {
   return privateKey;
 }
 
-/** Holds an RSA private key, given as an object or in PEM, and those that follow it. */
-export function createSigningKeys(first: KeyObject | string): SigningKeys {
-  let privateKey = typeof first === 'string' ? createPrivateKey(first) : first;
-  let keys = [toSigningKey(privateKey)];
+/**
+ * Holds a private key, given as an object or in PEM, and those that follow it. As on a real API server the keys that verify can be
+ * others than the one that signs: they are its public key alone, unless they are named.
+ */
+export function createSigningKeys(first: KeyObject | string, verifying?: readonly KeyObject[]): SigningKeys {
+  let signer = toSigner(typeof first === 'string' ? createPrivateKey(first) : first);
+  let keys = verifying?.map(toSigningKey) ?? [signer.key];
 
   return {
     sign(claims) {
-      const header = encode({ alg: 'RS256', kid: keys[0]?.id });
-      const signed = `${header}.${encode(claims)}`;
-      return `${signed}.${sign('sha256', Buffer.from(signed), privateKey).toString('base64url')}`;
+      const signed = `${signer.header}.${encode(claims)}`;
+      return `${signed}.${sign('sha256', Buffer.from(signed), signer.options).toString('base64url')}`;
     },
     fitting({ header }) {
       return typeof header['kid'] === 'string' && header['kid'] !== '' ? keys.filter(({ id }) => id === header['kid']) : keys;
@@ -65,24 +63,33 @@ export function createSigningKeys(first: KeyObject | string): SigningKeys {
       return { keys: keys.map(({ id, publicKey }) => formatKey(id, publicKey)) };
     },
     algorithms() {
-      return ['RS256'];
+      return [...new Set(keys.map(({ publicKey }) => algorithmOf(publicKey)))].toSorted();
     },
-    rotate({ retire }) {
-      privateKey = generateKeyPairSync('rsa', { modulusLength: 2048 }).privateKey;
-      keys = [toSigningKey(privateKey), ...(retire ? [] : keys)];
+    rotate({ retire, algorithm }) {
+      const isRsa = algorithm === 'RS256';
+      const { privateKey } = isRsa
+        ? generateKeyPairSync('rsa', { modulusLength: 2048 })
+        : generateKeyPairSync('ec', { namedCurve: 'P-256' });
+      signer = toSigner(privateKey);
+      keys = [...(retire ? [] : keys), signer.key];
     },
   };
 }
 
-/** Says whether this key signed the token. Like a real API server's, it takes any RSA algorithm, not only the published one. */
-export function isSignedBy(key: SigningKey, { header, signed, signature }: ParsedToken): boolean {
-  const algorithm = header['alg'];
+/** Says whether this key signed the token. Like a real API server's, it takes any algorithm that fits the key, not only the published one. */
+export function isSignedBy({ publicKey }: SigningKey, { header, signed, signature }: ParsedToken): boolean {
   // RFC 7515 section 4.1.11: an extension that is not understood must be refused.
-  if (typeof algorithm !== 'string' || header['crit'] !== undefined) return false;
-  const digest = rsaDigests[algorithm];
-  if (digest === undefined) return false;
-  const padding = algorithm.startsWith('PS') ? constants.RSA_PKCS1_PSS_PADDING : constants.RSA_PKCS1_PADDING;
-  return verify(digest, Buffer.from(signed), { key: key.publicKey, padding }, signature);
+  if (typeof header['alg'] !== 'string' || header['crit'] !== undefined) return false;
+  const [, family, size = ''] = /^(RS|PS|ES)(256|384|512)$/.exec(header['alg']) ?? [];
+  const digest = digests[size];
+  if (digest === undefined || (family === 'ES') !== (publicKey.asymmetricKeyType === 'ec')) return false;
+  const padding = family === 'PS' ? constants.RSA_PKCS1_PSS_PADDING : constants.RSA_PKCS1_PADDING;
+  return verify(
+    digest,
+    Buffer.from(signed),
+    family === 'ES' ? { key: publicKey, dsaEncoding: 'ieee-p1363' } : { key: publicKey, padding },
+    signature,
+  );
 }
 
 /** Parses a compact JWT as go-jose does: white space anywhere is dropped, padding and other characters are not. */
@@ -118,8 +125,24 @@ function encode(value: object): string {
   return Buffer.from(JSON.stringify(value)).toString('base64url');
 }
 
-function toSigningKey(privateKey: KeyObject): SigningKey {
+function algorithmOf({ asymmetricKeyType }: KeyObject): SigningAlgorithm {
+  return asymmetricKeyType === 'ec' ? 'ES256' : 'RS256';
+}
+
+interface Signer {
+  readonly key: SigningKey;
+  readonly header: string;
+  readonly options: SignKeyObjectInput;
+}
+
+function toSigner(privateKey: KeyObject): Signer {
   const publicKey = createPublicKey(privateKey);
+  const key = toSigningKey(publicKey);
+  // RFC 7518 section 3.4: a signature by a curve is two numbers side by side, where Node's default is DER.
+  return { key, header: encode({ alg: algorithmOf(publicKey), kid: key.id }), options: { key: privateKey, dsaEncoding: 'ieee-p1363' } };
+}
+
+function toSigningKey(publicKey: KeyObject): SigningKey {
   const id = createHash('sha256')
     .update(publicKey.export({ type: 'spki', format: 'der' }))
     .digest('base64url');
@@ -127,6 +150,7 @@ function toSigningKey(privateKey: KeyObject): SigningKey {
 }
 
 function formatKey(id: string, publicKey: KeyObject): object {
-  const { n, e } = publicKey.export({ format: 'jwk' });
-  return { use: 'sig', kty: 'RSA', kid: id, alg: 'RS256', n, e };
+  const { kty, n, e, crv, x, y } = publicKey.export({ format: 'jwk' });
+  const own = kty === 'EC' ? { crv, alg: 'ES256', x, y } : { alg: 'RS256', n, e };
+  return { use: 'sig', kty, kid: id, ...own };
 }

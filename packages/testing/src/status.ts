@@ -12,12 +12,14 @@ export class StatusError extends Error {
   readonly code: number;
   readonly reason: string;
   readonly details: object | undefined;
+  readonly headers: Readonly<Record<string, string>>;
 
-  constructor(code: number, reason: string, message: string, details?: object) {
+  constructor(code: number, reason: string, message: string, details?: object, headers: Readonly<Record<string, string>> = {}) {
     super(message);
     this.code = code;
     this.reason = reason;
     this.details = details;
+    this.headers = headers;
   }
 }
 
@@ -43,6 +45,17 @@ export function badRequest(message: string): StatusError {
 /** 401; a real API server says no more than that. */
 export function unauthorized(): StatusError {
   return new StatusError(401, 'Unauthorized', 'Unauthorized');
+}
+
+/** 403 of an admission plugin: the caller may do it, but not so. */
+export function admissionRefusal(resource: string, group: string, name: string, reason: string, causes?: readonly object[]): StatusError {
+  const shown = name === '' ? 'Unknown' : name;
+  return new StatusError(403, 'Forbidden', `${qualified(resource, group)} "${shown}" is forbidden: ${reason}`, {
+    name: shown,
+    ...(group === '' ? {} : { group }),
+    kind: resource,
+    ...(causes === undefined ? {} : { causes }),
+  });
 }
 
 /** 404 for an object. */
@@ -76,6 +89,11 @@ export function conflict(kind: string, name: string, message: string, group = ''
     ...(group === '' ? {} : { group }),
     kind,
   });
+}
+
+/** 504. */
+export function timedOut(reason: string): StatusError {
+  return new StatusError(504, 'Timeout', `Timeout: ${reason}`, {});
 }
 
 /** 422; a kind that is empty is left out of the details, as in the answers to access reviews. */

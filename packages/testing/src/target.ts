@@ -40,6 +40,7 @@ export function parseTarget(method: string, url: string): Target {
       subresource,
       name: name === '' && ['list', 'watch', 'deletecollection'].includes(verb) ? selected : decode(name),
       namespace,
+      ...(searchParams.has('fieldSelector') ? { fieldSelector: searchParams.get('fieldSelector') ?? '' } : {}),
     },
   };
 }

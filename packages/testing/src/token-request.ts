@@ -1,11 +1,14 @@
 // The only place that issues tokens: TokenRequest, its checks in the order of the real one, and the claims of what it signs.
 import { randomUUID } from 'node:crypto';
+import { checkNamespace } from './admission.ts';
 import type { Cluster } from './cluster.ts';
 import { bodyType } from './decoding.ts';
 import type { BodyType } from './decoding.ts';
 import { readRecord } from './json.ts';
+import { restrictNodeToken } from './nodes.ts';
 import { formatTime } from './objects.ts';
 import type { ClusterObject } from './objects.ts';
+import type { UserInfo } from './rbac.ts';
 import { badRequest, conflict, invalid } from './status.ts';
 
 /** What a token is asked for; the names are those of TokenRequest's spec. */
@@ -21,6 +24,8 @@ export interface TokenRequest {
   readonly name?: string;
   /** metadata.uid of the request, which has to be the ServiceAccount's. */
   readonly uid?: string;
+  /** Who asks. Default: somebody who may have any token. */
+  readonly user?: UserInfo;
 }
 
 /** The object that a token lives and dies with. */
@@ -39,6 +44,8 @@ export interface IssuedToken {
   readonly account: ClusterObject;
   readonly audiences: readonly string[];
   readonly expirationSeconds: number;
+  /** What the caller should be warned of. */
+  readonly warnings: readonly string[];
 }
 
 /** The body of a TokenRequest. */
@@ -64,9 +71,10 @@ const extendedSeconds = 3607;
 
 /** Issues a token. Throws the {@link StatusError} that a real API server answers with. */
 export function issueToken(cluster: Cluster, request: TokenRequest): IssuedToken {
-  const { keys, objects, issuer, apiAudiences } = cluster;
-  const { namespace, serviceAccount, expirationSeconds = 3600, boundObjectRef } = request;
-  objects.get('Namespace', namespace);
+  const { keys, objects, issuers, apiAudiences, maxTokenExpirationSeconds = Number.POSITIVE_INFINITY } = cluster;
+  const { namespace, serviceAccount, expirationSeconds: asked = 3600, boundObjectRef, user } = request;
+  checkNamespace(objects, 'serviceaccounts', '', serviceAccount, namespace);
+  if (user !== undefined) restrictNodeToken(objects, user, request);
   if (request.name !== undefined && request.name !== serviceAccount) {
     const message = `Invalid value: ${JSON.stringify(request.name)}: must match the service account name if specified`;
     throw invalid('TokenRequest', group, serviceAccount, [{ field: 'metadata.name', message }]);
@@ -78,8 +86,11 @@ export function issueToken(cluster: Cluster, request: TokenRequest): IssuedToken
     throw conflict('TokenRequest', serviceAccount, message, group);
   }
   const audiences = request.audiences === undefined || request.audiences.length === 0 ? apiAudiences : request.audiences;
-  checkExpiration(expirationSeconds);
+  checkExpiration(asked);
   const bound = boundObjectRef === undefined ? {} : readBoundObject(cluster, namespace, serviceAccount, boundObjectRef);
+  const expirationSeconds = Math.min(asked, maxTokenExpirationSeconds);
+  const warnings =
+    expirationSeconds === asked ? [] : [`requested expiration of ${asked} seconds shortened to ${expirationSeconds} seconds`];
 
   const issuedAt = Math.floor(cluster.now() / 1000);
   const isExtended =
@@ -88,7 +99,7 @@ export function issueToken(cluster: Cluster, request: TokenRequest): IssuedToken
     aud: audiences,
     exp: issuedAt + (isExtended ? year : expirationSeconds),
     iat: issuedAt,
-    iss: issuer,
+    iss: issuers[0],
     jti: randomUUID(),
     'kubernetes.io': {
       namespace,
@@ -99,20 +110,21 @@ export function issueToken(cluster: Cluster, request: TokenRequest): IssuedToken
     nbf: issuedAt,
     sub: `system:serviceaccount:${namespace}:${serviceAccount}`,
   });
-  return { token, expiresAt: (issuedAt + expirationSeconds) * 1000, account, audiences, expirationSeconds };
+  return { token, expiresAt: (issuedAt + expirationSeconds) * 1000, account, audiences, expirationSeconds, warnings };
 }
 
 /** Formats the answer to a TokenRequest. */
 export function formatTokenRequest(
   { token, expiresAt, account, audiences, expirationSeconds }: IssuedToken,
   boundObjectRef: BoundObjectReference | undefined,
-  sent: { readonly creationTimestamp: string; readonly managedFields: readonly object[] },
+  sent: { readonly metadata: object; readonly creationTimestamp: string; readonly managedFields: readonly object[] },
 ): object {
   const { name, namespace, uid } = account.metadata;
+  const { metadata, creationTimestamp, managedFields } = sent;
   return {
     kind: 'TokenRequest',
     apiVersion: `${group}/v1`,
-    metadata: { name, namespace, uid, ...sent },
+    metadata: { ...metadata, name, namespace, uid, creationTimestamp, managedFields },
     spec: { audiences, expirationSeconds, boundObjectRef: boundObjectRef ?? null },
     status: { token, expirationTimestamp: formatTime(expiresAt) },
   };
@@ -132,9 +144,11 @@ function readBoundObject(
   serviceAccount: string,
   { kind = '', apiVersion = '', name = '', uid }: BoundObjectReference,
 ): Readonly<Record<string, Reference>> {
-  if (apiVersion !== 'v1' || !['Pod', 'Secret', 'Node'].includes(kind)) {
-    const [groupName, version] = apiVersion.includes('/') ? apiVersion.split('/') : ['', apiVersion];
-    throw badRequest(`cannot bind token to object of type ${groupName}/${version}, Kind=${kind}`);
+  const [version = '', groupName = '', ...more] = apiVersion.split('/').toReversed();
+  const [boundGroup, boundVersion] = more.length > 0 ? ['', ''] : [groupName, version];
+  // The version does not count.
+  if (boundGroup !== '' || !['Pod', 'Secret', 'Node'].includes(kind)) {
+    throw badRequest(`cannot bind token to object of type ${boundGroup}/${boundVersion}, Kind=${kind}`);
   }
   const object = objects.get(kind, name, namespace);
   const { nodeName, serviceAccountName } = readRecord(object['spec']);

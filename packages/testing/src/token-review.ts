@@ -32,19 +32,26 @@ export interface TokenReview {
   readonly status?: Readonly<Record<string, unknown>>;
 }
 
+/** A review, and whether the API server waited in vain for its storage before it could tell. */
+export interface Reviewed {
+  readonly status: object;
+  readonly isLate: boolean;
+}
+
 /** Reviews the token; the caller's own `status` shines through, as it does on a real API server. Throws a 400 without a token. */
-export function reviewToken(authenticator: Authenticator, { spec, status: sent }: TokenReview): object {
+export function reviewToken(authenticator: Authenticator, { spec, status: sent }: TokenReview, isStorageFrozen: boolean): Reviewed {
   if (spec?.token === undefined) throw badRequest('token is required for TokenReview in authentication');
-  return formatReview(authenticator.authenticate(spec.token, spec.audiences), sent);
+  const result = authenticator.authenticate(spec.token, { audiences: spec.audiences, isStorageFrozen });
+  return { status: formatReview(result, sent), isLate: 'error' in result && result.isLate === true };
 }
 
 /** Reviews the token as an authenticator does that knows no audiences: it takes any, and says so by naming none. */
-export function reviewTokenForAnyAudience(authenticator: Authenticator, { spec, status: sent }: TokenReview): object {
+export function reviewTokenForAnyAudience(authenticator: Authenticator, { spec, status: sent }: TokenReview): Reviewed {
   if (spec?.token === undefined) throw badRequest('token is required for TokenReview in authentication');
   const { token } = spec;
   const audiences = readAudiences(token);
-  const result = authenticator.authenticate(token, audiences.length === 0 ? undefined : audiences);
-  return formatReview('error' in result ? result : { ...result, audiences: [] }, sent);
+  const result = authenticator.authenticate(token, audiences.length === 0 ? {} : { audiences });
+  return { status: formatReview('error' in result ? result : { ...result, audiences: [] }, sent), isLate: false };
 }
 
 /** Formats who the caller is. */
@@ -56,7 +63,7 @@ function formatReview(result: Authentication, sent: Readonly<Record<string, unkn
   const { authenticated: _, user = {}, audiences, error } = sent;
   const echoed = audiences === undefined ? {} : { audiences };
   // `authenticated` is left out of a no: Go's omitempty.
-  if ('error' in result) return { user, ...echoed, error: result.error };
+  if ('error' in result) return { user, ...echoed, ...(result.error === '' ? {} : { error: result.error }) };
   return {
     authenticated: true,
     user: result.user,
