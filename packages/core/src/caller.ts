@@ -122,8 +122,11 @@ export function readAllow(allow: unknown): Admission {
     if (name === undefined) namespaces.add(namespace);
     else serviceAccounts.add(`${namespace}/${name}`);
   }
-  const matches = ({ namespace, name }: Identity): boolean => serviceAccounts.has(`${namespace}/${name}`) || namespaces.has(namespace);
-  return { isAllowed: matches, mayBeAllowed: matches };
+  const matches = (serviceAccount: string, namespace: string): boolean => serviceAccounts.has(serviceAccount) || namespaces.has(namespace);
+  return {
+    isAllowed: (caller) => matches(caller.serviceAccount, caller.namespace),
+    mayBeAllowed: ({ namespace, name }) => matches(`${namespace}/${name}`, namespace),
+  };
 }
 
 // What a predicate throws can be anything: nothing at all, a word that a framework obeys, an error with a status of its own.

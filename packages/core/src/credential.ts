@@ -13,6 +13,8 @@ export interface IncomingRequest {
   readonly headers: IncomingHttpHeaders;
   readonly rawHeaders: string[];
   readonly headersDistinct?: NodeJS.Dict<string[]>;
+  /** The connection: for as long as it lives, its last accepted token is compared instead of hashed. */
+  readonly socket?: object | null;
 }
 
 /** Why a token is refused: the code for the caller, the reason (and what the cluster said) for the operator. */
@@ -29,19 +31,26 @@ interface Taken {
   removed: boolean;
 }
 
-// A later guard on the same request must still see what an earlier one took off. Per header, since each is read on its own.
-const taken: Readonly<Record<TokenHeader, WeakMap<IncomingRequest, Taken>>> = {
-  'x-client-id': new WeakMap(),
-  authorization: new WeakMap(),
-};
+// A later guard on the same request must still see what an earlier one took off; per header, since each is read on its own. It is kept in a
+// private field of the request, which ends with it and which no other code, no inspect and no JSON can see. A WeakMap hides it as well, at
+// several times the price (docs/decisions/006).
+class RequestFields {
+  constructor(request: object) {
+    return request;
+  }
+}
+class TakenFields extends RequestFields {
+  readonly #taken: Record<TokenHeader, Taken | undefined> = { 'x-client-id': undefined, authorization: undefined };
+
+  static of(request: object): Record<TokenHeader, Taken | undefined> {
+    return (#taken in request ? request : new TakenFields(request)).#taken;
+  }
+}
 
 /** Reads the token of a request, and takes its header off unless `leave` says otherwise. */
 export function takeCredential(request: IncomingRequest, header: TokenHeader, leave: boolean): Credential {
-  let entry = taken[header].get(request);
-  if (entry === undefined) {
-    entry = { credential: readCredential(request.rawHeaders, header), removed: false };
-    taken[header].set(request, entry);
-  }
+  const taken = TakenFields.of(request);
+  const entry = (taken[header] ??= { credential: readCredential(request.rawHeaders, header), removed: false });
   if (!leave && !entry.removed) {
     removeHeader(request, header);
     entry.removed = true;
@@ -69,13 +78,29 @@ function readCredential(rawHeaders: readonly string[], header: TokenHeader): Cre
 }
 
 function removeHeader(request: IncomingRequest, header: TokenHeader): void {
-  // First, since Node makes these two from rawHeaders when they are first read, by a count that it took before.
+  // First, since Node makes both from rawHeaders when they are first read, by a count that it took before.
   delete request.headers[header];
-  delete request.headersDistinct?.[header];
-  for (let at = request.rawHeaders.length - 2; at >= 0; at -= 2) {
-    if (isHeader(request.rawHeaders[at], header)) request.rawHeaders.splice(at, 2);
+  if (Object.hasOwn(request, 'headersDistinct')) delete request.headersDistinct?.[header];
+  else if ('headersDistinct' in request) Object.defineProperty(request, 'headersDistinct', distinctWhenRead);
+  const { rawHeaders } = request;
+  for (let at = rawHeaders.length - 2; at >= 0; at -= 2) {
+    if (isHeader(rawHeaders[at], header)) rawHeaders.splice(at, 2);
   }
 }
+
+// Hardly anybody reads them, so they are not made only to take one out.
+const distinctWhenRead: PropertyDescriptor & ThisType<IncomingRequest> = {
+  configurable: true,
+  get() {
+    const distinct: NodeJS.Dict<string[]> = Object.create(null) as NodeJS.Dict<string[]>;
+    for (let at = 0; at < this.rawHeaders.length; at += 2) {
+      const [name = '', value = ''] = this.rawHeaders.slice(at, at + 2);
+      (distinct[name.toLowerCase()] ??= []).push(value);
+    }
+    Object.defineProperty(this, 'headersDistinct', { value: distinct, configurable: true, writable: true });
+    return distinct;
+  },
+};
 
 function isHeader(name: string | undefined, header: TokenHeader): boolean {
   return name?.length === header.length && name.toLowerCase() === header;

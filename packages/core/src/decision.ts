@@ -45,12 +45,22 @@ const messages = {
 } as const;
 
 /** Publishes a ruling with what it was about, and logs it unless all is well. */
-export function reportDecision(ruling: Ruling, about: Pick<Decision, 'enforced' | 'audiences' | 'request' | 'durationMs'>, log: Log): void {
+export function reportDecision(
+  ruling: Ruling,
+  about: Pick<Decision, 'enforced' | 'audiences' | 'request'> & { readonly startedMs: number },
+  log: Log,
+): void {
   // Most decisions: nobody listens, and all is well.
   if (ruling.outcome === 'allowed' && !decisions.hasSubscribers) return;
-  const decision: Decision = { ...ruling, ...(ruling.outcome === 'unavailable' && { code: 'review_unavailable' }), ...about };
+  const { startedMs, ...rest } = about;
+  const decision: Decision = {
+    ...ruling,
+    ...(ruling.outcome === 'unavailable' && { code: 'review_unavailable' }),
+    ...rest,
+    durationMs: performance.now() - startedMs,
+  };
   if (decisions.hasSubscribers) decisions.publish(decision);
   if (ruling.outcome === 'allowed') return;
-  const { caller, ...rest } = decision;
-  log.info({ ...rest, ...(caller && { caller: caller.serviceAccount }) }, messages[ruling.outcome][about.enforced ? 0 : 1]);
+  const { caller, ...told } = decision;
+  log.info({ ...told, ...(caller && { caller: caller.serviceAccount }) }, messages[ruling.outcome][about.enforced ? 0 : 1]);
 }

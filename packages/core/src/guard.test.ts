@@ -608,3 +608,93 @@ describe('what a guard tells', () => {
     );
   });
 });
+
+describe('a guard, on one connection', () => {
+  const on = (socket: object, token: string): IncomingRequest => ({ ...carrying(token), socket });
+
+  it('asks once, and answers a remembered caller without a promise', async () => {
+    const guard = guardWith();
+    const socket = {};
+    const token = await apiToken();
+    const earlier = reviews();
+    const first = guard.checkNow(on(socket, token));
+    assert.ok(first instanceof Promise);
+    const caller = await first;
+    assert.equal(guard.checkNow(on(socket, token)), caller);
+    assert.equal(guard.checkNow(on(socket, token)), caller);
+    assert.equal(guard.checkNow(on({}, token)), caller);
+    assert.equal(reviews() - earlier, 1);
+    assert.deepEqual([last().outcome, last().source], ['allowed', 'cache']);
+  });
+
+  it('throws at once what is certain at once', async () => {
+    const guard = guardWith();
+    const socket = {};
+    const token = await apiToken();
+    await guard.check(on(socket, token));
+    assert.throws(() => guard.checkNow({ headers: {}, rawHeaders: [], socket }), { code: 'missing_token' });
+    assert.throws(() => guard.with({ allow: ['ops/*'] }).checkNow(on(socket, token)), { code: 'caller_not_allowed' });
+  });
+
+  it('waits for a predicate', async () => {
+    const guard = guardWith({ allow: async ({ name }) => name === 'api' });
+    const socket = {};
+    const token = await apiToken();
+    await guard.check(on(socket, token));
+    const again = guard.checkNow(on(socket, token));
+    assert.ok(again instanceof Promise);
+    assert.equal((await again)?.serviceAccount, 'api/api');
+  });
+
+  it('takes no other token for the one that it accepted there', async () => {
+    const guard = guardWith();
+    const socket = {};
+    const token = await apiToken();
+    await guard.check(on(socket, token));
+    await guard.check(on(socket, token));
+    const [header, claims, signature = ''] = token.split('.');
+    const flipped = `${signature.startsWith('A') ? 'B' : 'A'}${signature.slice(1)}`;
+    await assert.rejects(guard.check(on(socket, [header, claims, flipped].join('.'))), { code: 'invalid_token' });
+    await assert.rejects(guard.check(on(socket, token.slice(0, -1))), { code: 'invalid_token' });
+    await assert.rejects(guard.check(on(socket, `${token}A`)), { code: 'invalid_token' });
+    const other = await authority.token('ops/ops', { audience: 'secret-store', pod: 'ops-0' });
+    await assert.rejects(guard.check(on(socket, other)), { code: 'caller_not_allowed' });
+    assert.equal((await guard.check(on(socket, token)))?.serviceAccount, 'api/api');
+  });
+
+  it('does not take a token for another route’s audience', async () => {
+    const guard = guardWith();
+    const socket = {};
+    const token = await apiToken();
+    await guard.check(on(socket, token));
+    await guard.check(on(socket, token));
+    await assert.rejects(guard.with({ audience: 'secret-store-admin', allow: 'any' }).check(on(socket, token)), { code: 'invalid_token' });
+  });
+
+  it('remembers there no longer than elsewhere, and forgets what a review refuses', async () => {
+    mock.timers.enable({ apis: ['Date'], now: authority.now() });
+    const guard = guardWith();
+    const socket = {};
+    const token = await authority.token('gone/gone', { audience: 'secret-store', pod: 'gone-0' });
+    const open = guard.with({ allow: 'any' });
+    await open.check(on(socket, token));
+    await open.check(on(socket, token));
+    await authority.delete('serviceaccount', 'gone/gone');
+    authority.advance(60_001);
+    mock.timers.tick(60_001);
+    await assert.rejects(open.check(on(socket, token)), { code: 'invalid_token' });
+    await assert.rejects(open.check(on(socket, token)), { code: 'invalid_token' });
+    assert.equal(last().source, 'cache');
+  });
+
+  it('shows nobody the token that it compares with', async () => {
+    const guard = guardWith();
+    const request = on({}, await apiToken());
+    const [, token = ''] = request.rawHeaders;
+    await guard.check(request);
+    await guard.check(on(request.socket ?? {}, token));
+    const shown = inspect([guard, request, request.socket], { depth: Infinity, showHidden: true, getters: true });
+    assert.doesNotMatch(shown, /eyJ/);
+    assert.equal(Reflect.ownKeys(request).length, 4);
+  });
+});

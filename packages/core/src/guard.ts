@@ -34,6 +34,11 @@ export interface Guard extends AsyncDisposable {
    * Resolves to undefined only when observing. Anything else it rejects with is a mistake in options or `allow`: a 500.
    */
   check(request: IncomingRequest, route?: string): Promise<Caller | undefined>;
+  /**
+   * The same for adapters, without a promise where nothing has to be waited for: a remembered caller is returned, and a refusal that is
+   * certain at once is thrown.
+   */
+  checkNow(request: IncomingRequest, route?: string): Caller | undefined | Promise<Caller | undefined>;
   /** Takes the token off a request that needs no decision, so that a public route does not see it either. Leaves it while observing. */
   discard(request: IncomingRequest): void;
   /** A guard for routes that decide something for themselves. Throws a TypeError on options that are not understood. */
@@ -51,7 +56,7 @@ export interface Guard extends AsyncDisposable {
 }
 
 /** A guard without an audience of its own: each route names one. */
-export type OptInGuard = Omit<Guard, 'check'>;
+export type OptInGuard = Omit<Guard, 'check' | 'checkNow'>;
 
 /**
  * Creates a guard. Throws a TypeError that says what to write if the options are not understood, or if there is no API server to ask.
@@ -100,33 +105,43 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
   const audiences = new Set<string>();
   const readiness = createReadiness(memory.verification, apiServer, signingKeys, audiences, log);
 
-  // The whole decision: read the token, recall a verdict, or screen and review it; is this caller allowed.
-  async function decide(route: Route, prefix: string, request: IncomingRequest, asked: AskedFor): Promise<Ruling> {
+  // The whole decision: read the token, recall its verdict or ask for one, is this caller allowed. A promise only where there is something to wait for.
+  function decide(route: Route, prefix: string, request: IncomingRequest, asked: AskedFor): Ruling | Promise<Ruling> {
     const credential = takeCredential(request, header, forwardToken || route.mode === 'observe');
     if ('code' in credential) return { outcome: 'refused', ...credential, source: 'screening' };
     const { token } = credential;
+    const key = verdicts.key(prefix, token, request.socket);
+    const remembered = verdicts.recall(key);
+    if (remembered === undefined) return decideAnew(route, key, token, asked);
+    if (remembered.outcome === 'accepted') verdicts.hold(request.socket, prefix, token, key);
+    return admit(route, remembered, asked);
+  }
 
-    const key = verdicts.key(prefix, token);
-    let verdict: Sourced | undefined = verdicts.recall(key);
-    if (verdict === undefined) {
-      const screened = await screen(route, token, verdicts.isKnown(key));
-      if ('outcome' in screened) return screened;
-      const { claims, spender } = screened;
-      verdict = await verdicts.ask(key, spender, (budgetMs) =>
-        isBySignature ? verify(token, claims, route.audiences) : reviewToken(apiServer, token, claims, route.audiences, budgetMs),
-      );
-    }
+  // Screen the token, and ask the cluster about it.
+  async function decideAnew(route: Route, key: string, token: string, asked: AskedFor): Promise<Ruling> {
+    const screened = await screen(route, token, verdicts.isKnown(key));
+    if ('outcome' in screened) return screened;
+    const { claims, spender } = screened;
+    const verdict = await verdicts.ask(key, spender, (budgetMs) =>
+      isBySignature ? verify(token, claims, route.audiences) : reviewToken(apiServer, token, claims, route.audiences, budgetMs),
+    );
+    return admit(route, verdict, asked);
+  }
+
+  // What a verdict means on this route.
+  function admit(route: Route, verdict: Sourced, asked: AskedFor): Ruling | Promise<Ruling> {
     if (verdict.outcome === 'unavailable') return verdict;
     if (verdict.outcome === 'refused') return { ...verdict, code: 'invalid_token' };
-
     const { caller, source } = verdict;
     if (route.requirePod && caller.pod === undefined) {
       return { outcome: 'refused', code: 'invalid_token', reason: 'not_bound_to_a_pod', caller, source };
     }
-    if ((await route.isAllowed(caller, asked)) !== true) {
-      return { outcome: 'refused', code: 'caller_not_allowed', reason: 'not_in_allow', caller, source };
-    }
-    return { outcome: 'allowed', caller, source };
+    const conclude = (isAllowed: boolean): Ruling =>
+      isAllowed === true
+        ? { outcome: 'allowed', caller, source }
+        : { outcome: 'refused', code: 'caller_not_allowed', reason: 'not_in_allow', caller, source };
+    const isAllowed = route.isAllowed(caller, asked);
+    return isAllowed instanceof Promise ? isAllowed.then(conclude) : conclude(isAllowed);
   }
 
   // What can be told before a review: by shape, claims and signature. Only claims that one of the cluster's keys signed say whose budget the
@@ -155,7 +170,7 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
       detail: describeError(error),
       source: 'review',
     });
-    const ruling = await Promise.race([decide(...question).catch(failed), late]);
+    const ruling = await Promise.race([(async () => decide(...question))().catch(failed), late]);
     clearTimeout(timer);
     return ruling;
   }
@@ -168,17 +183,26 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
       const { audiences: named } = route;
       log.warn('observing', { audiences: named }, `The guard for ${named.join(', ')} only observes: nothing is refused`);
     }
+
+    function conclude(ruling: Ruling, request: IncomingRequest, asked: AskedFor, startedMs: number): Caller | undefined {
+      reportDecision(ruling, { enforced, audiences: route.audiences, request: asked, startedMs }, log);
+      if (ruling.outcome === 'allowed') return ruling.caller;
+      if (!enforced) return undefined;
+      throw ruling.outcome === 'refused' ? refusalError(ruling.code, request, header) : unavailableError(request);
+    }
+
+    function checkNow(request: IncomingRequest, pattern?: string): Caller | undefined | Promise<Caller | undefined> {
+      const startedMs = performance.now();
+      const asked: AskedFor = { method: request.method ?? 'GET', route: pattern };
+      const ruling = (enforced ? decide : observe)(route, prefix, request, asked);
+      return ruling instanceof Promise
+        ? ruling.then((late) => conclude(late, request, asked, startedMs))
+        : conclude(ruling, request, asked, startedMs);
+    }
+
     return {
-      async check(request, pattern) {
-        const startedMs = performance.now();
-        const asked: AskedFor = { method: request.method ?? 'GET', route: pattern };
-        const ruling = await (enforced ? decide : observe)(route, prefix, request, asked);
-        const durationMs = performance.now() - startedMs;
-        reportDecision(ruling, { enforced, audiences: route.audiences, request: asked, durationMs }, log);
-        if (ruling.outcome === 'allowed') return ruling.caller;
-        if (!enforced) return undefined;
-        throw ruling.outcome === 'refused' ? refusalError(ruling.code, request, header) : unavailableError(request);
-      },
+      checkNow,
+      check: async (request, pattern) => checkNow(request, pattern),
       discard: (request) => void takeCredential(request, header, forwardToken || !enforced),
       with: (own) => {
         refuseUnknown('a route’s guard', own, routeOptions);

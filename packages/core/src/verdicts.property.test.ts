@@ -218,4 +218,26 @@ describe('createVerdicts, whatever happens', () => {
       cases(),
     );
   });
+
+  it('gives a token the same key on every connection, whatever that has seen before', () => {
+    const verdicts = createVerdicts(nothingKept, { isOpen: () => false, report: () => {} }, quiet);
+    const requests = fc.record({
+      connection: fc.nat({ max: 2 }),
+      audience: fc.constantFrom('a', 'b'),
+      token: fc.constantFrom('t', 't1', '1t', 'long enough to be compared by its bytes'),
+      isAccepted: fc.boolean(),
+    });
+    fc.assert(
+      fc.property(fc.array(requests, { maxLength: 20 }), (all) => {
+        const connections = [{}, {}, undefined];
+        for (const { connection, audience, token, isAccepted } of all) {
+          const prefix = verdicts.prefix([audience]);
+          const key = verdicts.key(prefix, token, connections[connection]);
+          assert.equal(key, verdicts.key(prefix, token));
+          if (isAccepted) verdicts.hold(connections[connection], prefix, token, key);
+        }
+      }),
+      cases(),
+    );
+  });
 });

@@ -19,14 +19,19 @@ export interface MemoryOptions {
 /** A verdict, and where it came from. */
 export type Sourced = Verdict & { readonly source: 'cache' | 'review' | 'signature' | 'stale' };
 
-type Accepted = Extract<Verdict, { outcome: 'accepted' }>;
-type Refused = Extract<Verdict, { outcome: 'refused' }>;
+type Accepted = Extract<Sourced, { outcome: 'accepted' }>;
+type Refused = Extract<Sourced, { outcome: 'refused' }>;
 
 export interface Verdicts {
   /** The part of a key that a set of audiences contributes: made once for each route. */
   prefix(audiences: readonly string[]): string;
-  /** The key of a token. Neither the token nor a hash that another process could compute stays in memory. */
-  key(prefix: string, token: string): string;
+  /**
+   * The key of a token. Neither the token nor a hash that another process could compute stays in memory, but for the last accepted token of a
+   * live connection: it is compared, which costs a tenth of hashing it (docs/decisions/006).
+   */
+  key(prefix: string, token: string, connection?: object | null): string;
+  /** The last accepted token of a connection, for as long as that lives. */
+  hold(connection: object | null | undefined, prefix: string, token: string, key: string): void;
   /** The verdict that is still good, without waiting. */
   recall(key: string): Sourced | undefined;
   /** Whether a review accepted this token lately, so that it is certainly not forged. */
@@ -54,12 +59,8 @@ export function createVerdicts(options: MemoryOptions, breaker: Pick<Breaker, 'i
   const flights = new Map<string, Promise<Sourced>>();
   const places = createPlaces();
   const processKey = randomBytes(32).toString('base64');
+  const held = new WeakMap<object, { readonly prefix: string; readonly token: string; readonly key: string }>();
   let isDown = false;
-
-  function acceptanceWithin(key: string, ttlMs: number): Accepted | undefined {
-    const accepted = acceptances.recall(key, ttlMs);
-    return accepted !== undefined && Date.now() < accepted.caller.expiresAt.getTime() ? accepted : undefined;
-  }
 
   async function fly(key: string, spender: string | undefined, review: (budgetMs: number) => Promise<Verdict>): Promise<Sourced> {
     const deadlineMs = performance.now() + budgetMs;
@@ -86,16 +87,19 @@ export function createVerdicts(options: MemoryOptions, breaker: Pick<Breaker, 'i
     tell(undefined);
     if (verdict.outcome === 'refused') {
       acceptances.forget(key);
-      if (refusalTtlMs > 0) refusals.keep(key, spender, verdict, Date.now());
+      if (refusalTtlMs > 0) refusals.keep(key, spender, { ...verdict, source: 'cache' }, Date.now());
     } else {
       refusals.forget(key);
-      if (Math.max(cacheTtlMs, staleIfErrorMs) > 0) acceptances.keep(key, verdict.caller.serviceAccount, verdict, askedAtMs);
+      const { caller } = verdict;
+      if (Math.max(cacheTtlMs, staleIfErrorMs) > 0) {
+        acceptances.keep(key, caller.serviceAccount, { ...verdict, source: 'cache' }, askedAtMs, caller.expiresAt.getTime());
+      }
     }
     return { ...verdict, source };
   }
 
   function acceptedStill(key: string): Sourced | undefined {
-    const stale = acceptanceWithin(key, staleIfErrorMs);
+    const stale = acceptances.recall(key, staleIfErrorMs);
     return stale && { ...stale, source: 'stale' };
   }
 
@@ -114,14 +118,16 @@ export function createVerdicts(options: MemoryOptions, breaker: Pick<Breaker, 'i
       const named = audiences.toSorted().map((audience) => `${audience.length}:${audience}`);
       return `${processKey} ${source} ${named.join('')} `;
     },
-    key: (prefix, token) => hash('sha256', prefix + token, 'base64'),
-    recall(key) {
-      const accepted = acceptanceWithin(key, cacheTtlMs);
-      if (accepted !== undefined) return { ...accepted, source: 'cache' };
-      const refused = refusals.recall(key, refusalTtlMs);
-      return refused && { ...refused, source: 'cache' };
+    key(prefix, token, connection) {
+      const last = connection ? held.get(connection) : undefined;
+      if (last !== undefined && last.token === token && last.prefix === prefix) return last.key;
+      return hash('sha256', prefix + token, 'base64');
     },
-    isKnown: (key) => acceptanceWithin(key, staleIfErrorMs) !== undefined,
+    hold(connection, prefix, token, key) {
+      if (connection && held.get(connection)?.key !== key) held.set(connection, { prefix, token, key });
+    },
+    recall: (key) => acceptances.recall(key, cacheTtlMs) ?? refusals.recall(key, refusalTtlMs),
+    isKnown: (key) => acceptances.recall(key, staleIfErrorMs) !== undefined,
     async ask(key, spender, review) {
       if (breaker.isOpen()) return withoutAsking(key);
       const flight = flights.get(key);
@@ -147,14 +153,21 @@ const isNoFailure = new Set([...isOurLimit, 'too_many_requests', 'review_timed_o
 
 interface Memory<V> {
   recall(key: string, ttlMs: number): V | undefined;
-  keep(key: string, owner: string | undefined, value: V, sinceMs: number): void;
+  keep(key: string, owner: string | undefined, value: V, sinceMs: number, expiresAtMs?: number): void;
   forget(key: string): void;
+}
+
+interface Kept<V> {
+  readonly value: V;
+  readonly sinceMs: number;
+  readonly expiresAtMs: number;
+  readonly owner: string | undefined;
 }
 
 // Bounded, with at most a share for each owner: past that, an owner pushes out only its own.
 function createMemory<V>(max: number): Memory<V> {
   const owned = new Map<string, Set<string>>();
-  const kept = new LRUCache<string, { readonly value: V; readonly sinceMs: number; readonly owner: string | undefined }>({
+  const kept = new LRUCache<string, Kept<V>>({
     max,
     dispose({ owner }, key) {
       if (owner === undefined) return;
@@ -166,11 +179,13 @@ function createMemory<V>(max: number): Memory<V> {
   return {
     recall(key, ttlMs) {
       const entry = kept.get(key);
+      if (entry === undefined) return undefined;
+      const nowMs = Date.now();
+      const ageMs = nowMs - entry.sinceMs;
       // A clock that was set back makes nothing younger than it is.
-      const ageMs = entry === undefined ? -1 : Date.now() - entry.sinceMs;
-      return ageMs >= 0 && ageMs < ttlMs ? entry?.value : undefined;
+      return ageMs >= 0 && ageMs < ttlMs && nowMs < entry.expiresAtMs ? entry.value : undefined;
     },
-    keep(key, owner, value, sinceMs) {
+    keep(key, owner, value, sinceMs, expiresAtMs = Infinity) {
       kept.delete(key);
       if (owner !== undefined) {
         const keys = owned.get(owner) ?? new Set();
@@ -178,7 +193,7 @@ function createMemory<V>(max: number): Memory<V> {
         if (oldest !== undefined && keys.size >= max * shareOfOne) kept.delete(oldest);
         owned.set(owner, keys.add(key));
       }
-      kept.set(key, { value, sinceMs, owner });
+      kept.set(key, { value, sinceMs, expiresAtMs, owner });
     },
     forget: (key) => void kept.delete(key),
   };

@@ -62,27 +62,42 @@ export function k8sSaAuth(options: GuardOptions): ExpressGuard {
 }
 
 function asMiddleware(guard: Guard): ExpressGuard {
+  function pass(req: IncomingMessage, res: ServerResponse, caller: Caller | undefined): void {
+    if (caller === undefined) return;
+    (req as { caller?: Caller }).caller = caller;
+    setHeaders(res, guard.responseHeaders);
+  }
+
+  // The error to pass on. Never a falsy value or a word, which Express would take for "go on".
+  function refuse(req: IncomingMessage, res: ServerResponse, error: unknown): Error {
+    // On the response before it is passed on: custom error handlers drop `error.headers`.
+    if (error instanceof AuthError || error instanceof ClusterError) {
+      setHeaders(res, error.headers);
+      // Express reads a body to its end before it answers an error, unless the request is finished; this one's connection ends instead.
+      // https://github.com/pillarjs/finalhandler/blob/v2.1.1/index.js#L282
+      if (error.headers['connection'] === 'close') Object.assign(req, { finished: true });
+    }
+    return error instanceof Error ? error : new Error('The guard failed', { cause: error });
+  }
+
   const handler: Handler = (req, res, next) => {
-    guard.check(req, routeOf(req, handler)).then(
-      (caller) => {
-        if (caller !== undefined) {
-          Object.assign(req, { caller });
-          setHeaders(res, guard.responseHeaders);
-        }
-        next();
-      },
-      (error: unknown) => {
-        // On the response before it is passed on: custom error handlers drop `error.headers`.
-        if (error instanceof AuthError || error instanceof ClusterError) {
-          setHeaders(res, error.headers);
-          // Express reads a body to its end before it answers an error, unless the request is finished; this one's connection ends instead.
-          // https://github.com/pillarjs/finalhandler/blob/v2.1.1/index.js#L282
-          if (error.headers['connection'] === 'close') Object.assign(req, { finished: true });
-        }
-        // Never a falsy value or a word, which Express would take for "go on".
-        next(error instanceof Error ? error : new Error('The guard failed', { cause: error }));
-      },
-    );
+    let refusal: Error | undefined;
+    try {
+      const caller = guard.checkNow(req, routeOf(req, handler));
+      if (caller instanceof Promise) {
+        caller
+          .then((late) => pass(req, res, late))
+          .then(
+            () => next(),
+            (error: unknown) => next(refuse(req, res, error)),
+          );
+        return;
+      }
+      pass(req, res, caller);
+    } catch (error) {
+      refusal = refuse(req, res, error);
+    }
+    next(refusal);
   };
   return Object.assign(handler, {
     with: (route: RouteGuard) => asMiddleware(guard.with(route)),
@@ -92,13 +107,18 @@ function asMiddleware(guard: Guard): ExpressGuard {
   });
 }
 
-function setHeaders(res: ServerResponse, { vary, ...headers }: Readonly<Record<string, string>>): void {
+function setHeaders(res: ServerResponse, headers: Readonly<Record<string, string>>): void {
   // Something else has answered meanwhile, such as a time-out. To set a header now would throw where nobody catches it.
   if (res.headersSent) return;
-  for (const [name, value] of Object.entries(headers)) res.setHeader(name, value);
-  const varied = [res.getHeader('vary') ?? []].flat().join(', ').toLowerCase().split(/, */);
-  if (vary !== undefined && !varied.includes(vary.toLowerCase())) res.appendHeader('vary', vary);
+  for (const name in headers) {
+    const value = headers[name] ?? '';
+    const before = name === 'vary' ? res.getHeader(name) : undefined;
+    if (before === undefined) res.setHeader(name, value);
+    else if (!listOf(before).includes(value.toLowerCase())) res.appendHeader(name, value);
+  }
 }
+
+const listOf = (header: number | string | readonly string[]): readonly string[] => [header].flat().join(', ').toLowerCase().split(/, */);
 
 interface Route {
   readonly path?: unknown;

@@ -132,12 +132,21 @@ async function guardPlugin(app: FastifyInstance, options: K8sSaAuthOptions): Pro
     }
   });
 
-  app.addHook('onRequest', async function k8sSaAuthGuard(request, reply) {
+  function decide(request: FastifyRequest, reply: FastifyReply): undefined | Promise<undefined> {
     // A registration nearer to the route decides in the place of those around it.
-    if (request.server.k8sSaAuth !== guard) return;
-    const chosen = guardOf(request.routeOptions.config);
-    if (chosen === undefined) base.discard(request.raw);
-    else await admit(chosen, request, reply);
+    if (request.server.k8sSaAuth !== guard) return undefined;
+    const { config, url } = request.routeOptions;
+    const chosen = guardOf(config);
+    if (chosen !== undefined) return admit(chosen, request, reply, url);
+    base.discard(request.raw);
+    return undefined;
+  }
+
+  // A hook may call back or return a promise; called back, a remembered caller costs none.
+  app.addHook('onRequest', function k8sSaAuthGuard(request, reply, done) {
+    const waiting = decide(request, reply);
+    if (waiting === undefined) done();
+    return waiting;
   });
 
   if (outer === undefined) {
@@ -162,18 +171,19 @@ function createBase(
   return outer.with(route as RouteGuard);
 }
 
-type Check = Pick<Guard, 'check' | 'responseHeaders'>;
+type Check = Pick<Guard, 'checkNow' | 'responseHeaders'>;
 
 // `app.k8sSaAuth` itself, where the routes alone name who may call.
 const unnamed: Check = {
-  check: () => Promise.reject(new TypeError('k8sSaAuth was registered without an audience: use app.k8sSaAuth.with({ audience, allow })')),
+  checkNow: () =>
+    Promise.reject(new TypeError('k8sSaAuth was registered without an audience: use app.k8sSaAuth.with({ audience, allow })')),
   responseHeaders: {},
 };
 
 function asHook(guard: Check, base: Guard | OptInGuard): FastifyGuard {
   return Object.assign(
     async function k8sSaAuthGuard(this: FastifyInstance, request: FastifyRequest, reply: FastifyReply): Promise<void> {
-      await admit(guard, request, reply);
+      await admit(guard, request, reply, request.routeOptions.url);
     },
     {
       with: (route: RouteGuard): FastifyGuard => {
@@ -185,22 +195,41 @@ function asHook(guard: Check, base: Guard | OptInGuard): FastifyGuard {
   );
 }
 
-async function admit(guard: Check, request: FastifyRequest, reply: FastifyReply): Promise<void> {
+// Undefined once the request is admitted, or a promise of it where there is something to wait for.
+function admit(guard: Check, request: FastifyRequest, reply: FastifyReply, route: string | undefined): undefined | Promise<undefined> {
   try {
-    const caller = await guard.check(request.raw, request.routeOptions.url);
-    if (caller === undefined) return;
-    request.caller = caller;
-    const { vary, ...headers } = guard.responseHeaders;
-    reply.headers(headers);
-    const varied = [reply.getHeader('vary') ?? []].flat().join(', ');
-    if (vary !== undefined && !varied.toLowerCase().split(/, */).includes(vary.toLowerCase())) {
-      reply.header('vary', varied === '' ? vary : `${varied}, ${vary}`);
-    }
+    const caller = guard.checkNow(request.raw, route);
+    if (!(caller instanceof Promise)) return pass(guard, request, reply, caller);
+    return caller.then(
+      (late) => pass(guard, request, reply, late),
+      (error: unknown) => refuse(reply, error),
+    );
   } catch (error) {
-    // On the reply before it is thrown: custom error handlers drop `error.headers`.
-    if (error instanceof AuthError || error instanceof ClusterError) reply.headers(error.headers);
-    throw error;
+    return refuse(reply, error);
   }
+}
+
+function pass(guard: Check, request: FastifyRequest, reply: FastifyReply, caller: Caller | undefined): undefined {
+  if (caller === undefined) return;
+  request.caller = caller;
+  const { responseHeaders } = guard;
+  for (const name in responseHeaders) {
+    const value = responseHeaders[name];
+    const before = name === 'vary' ? reply.getHeader(name) : undefined;
+    if (before === undefined) reply.header(name, value);
+    else reply.header(name, extendList(before, value));
+  }
+}
+
+function extendList(before: number | string | readonly string[], value = ''): string {
+  const list = [before].flat().join(', ');
+  return list.toLowerCase().split(/, */).includes(value.toLowerCase()) ? list : `${list}, ${value}`;
+}
+
+function refuse(reply: FastifyReply, error: unknown): never {
+  // On the reply before it is thrown: custom error handlers drop `error.headers`.
+  if (error instanceof AuthError || error instanceof ClusterError) reply.headers(error.headers);
+  throw error;
 }
 
 /**

@@ -65,27 +65,35 @@ export function k8sSaAuth(options: GuardOptions): KoaGuard {
 }
 
 // How each guard admits a request, by its middleware: a guard is known where it stands in a route, and can be asked before its turn.
-type Admit = (ctx: Parameters<KoaGuard>[0], route: string | undefined) => Promise<void>;
+type Admit = (ctx: Parameters<KoaGuard>[0], route: string | undefined) => void | Promise<void>;
 const admits = new WeakMap<object, Admit>();
 
 function asMiddleware(guard: Guard): KoaGuard {
-  const admit: Admit = async (ctx, route) => {
+  const pass = (ctx: Parameters<Admit>[0], caller: Caller | undefined): void => {
+    if (caller === undefined) return;
+    ctx.state.caller = caller;
+    setHeaders(ctx, guard.responseHeaders);
+  };
+  const refuse = (ctx: Parameters<Admit>[0], error: unknown): never => {
+    // On the response before it is thrown: custom error handlers drop `error.headers`.
+    if (error instanceof AuthError || error instanceof ClusterError) ctx.set(error.headers);
+    throw error;
+  };
+  const admit: Admit = (ctx, route) => {
     try {
-      const caller = await guard.check(ctx.req, route);
-      if (caller === undefined) return;
-      ctx.state.caller = caller;
-      const { vary, ...headers } = guard.responseHeaders;
-      ctx.set(headers);
-      if (vary !== undefined) ctx.vary(vary);
+      const caller = guard.checkNow(ctx.req, route);
+      if (!(caller instanceof Promise)) return pass(ctx, caller);
+      return caller.then(
+        (late) => pass(ctx, late),
+        (error: unknown) => refuse(ctx, error),
+      );
     } catch (error) {
-      // On the response before it is thrown: custom error handlers drop `error.headers`.
-      if (error instanceof AuthError || error instanceof ClusterError) ctx.set(error.headers);
-      throw error;
+      return refuse(ctx, error);
     }
   };
-  const middleware: Middleware<CallerState> = async (ctx, next) => {
-    await admit(ctx, routeOf(ctx as object, middleware));
-    await next();
+  const middleware: Middleware<CallerState> = (ctx, next) => {
+    const waiting = admit(ctx, routeOf(ctx as object, middleware));
+    return waiting === undefined ? next() : waiting.then(next);
   };
   const koaGuard: KoaGuard = Object.assign(middleware, {
     with: (route: RouteGuard) => asMiddleware(guard.with(route)),
@@ -96,6 +104,14 @@ function asMiddleware(guard: Guard): KoaGuard {
   });
   admits.set(middleware, admit);
   return koaGuard;
+}
+
+function setHeaders(ctx: Parameters<Admit>[0], headers: Readonly<Record<string, string>>): void {
+  for (const name in headers) {
+    const value = headers[name] ?? '';
+    if (name === 'vary' && ctx.res.hasHeader(name)) ctx.vary(value);
+    else ctx.set(name, value);
+  }
 }
 
 interface Layer {
