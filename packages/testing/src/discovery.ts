@@ -49,8 +49,22 @@ function listResources(group: string): object {
 
 function describeKind(one: ResourceKind): readonly object[] {
   const { resource, kind, namespaced, subresources = [] } = one;
-  const own = { name: resource, singularName: kind.toLowerCase(), namespaced, kind, verbs: verbsOf(one), ...namesOf(one) };
+  const storageVersionHash = hashStorageVersion(one);
+  const own = {
+    name: resource,
+    singularName: kind.toLowerCase(),
+    namespaced,
+    kind,
+    verbs: verbsOf(one),
+    ...namesOf(one),
+    storageVersionHash,
+  };
   return [own, ...subresources.map((inner) => describeSubresource(one, inner))];
+}
+
+// apiserver, discovery.StorageVersionHash: eight bytes of a digest, by which a client sees that objects are stored in another form.
+function hashStorageVersion({ group, kind }: ResourceKind): string {
+  return createHash('sha256').update(`${group}/v1/${kind}`).digest().subarray(0, 8).toString('base64');
 }
 
 function describeSubresource({ resource, namespaced }: ResourceKind, { name, group, kind, verbs }: Subresource): object {
