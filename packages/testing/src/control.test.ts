@@ -89,12 +89,13 @@ describe('run', () => {
   const print = 'console.log(JSON.stringify(process.env))';
   const wait = "process.on('SIGTERM', () => process.exit(7)); console.log('ready'); setInterval(() => undefined, 1000)";
 
-  it('starts a process with the environment of the pod alone', async () => {
+  it('starts a process with the environment of the pod alone, and what is said otherwise', async () => {
     await using authority = await createAuthority();
     const pod = await authority.pod('shop/shop');
-    const child = authority.run(pod, process.execPath, ['-e', print], { stdio: ['ignore', 'pipe', 'inherit'], env: { PORT: '1' } });
+    const env = { PORT: '1', KUBERNETES_SERVICE_HOST: 'localhost' };
+    const child = authority.run(pod, process.execPath, ['-e', print], { stdio: ['ignore', 'pipe', 'inherit'], env });
     const [text] = await once(child.stdout ?? child, 'data');
-    assert.deepEqual(JSON.parse(String(text)), { PATH: process.env['PATH'], PORT: '1', ...pod.env });
+    assert.deepEqual(JSON.parse(String(text)), { PATH: process.env['PATH'], ...pod.env, ...env });
   });
 
   it('lets a process end with its pod, and with the authority', async () => {

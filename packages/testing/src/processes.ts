@@ -6,7 +6,7 @@ import type { Pod } from './pods.ts';
 
 /** Options of {@link Authority.run}. */
 export interface RunOptions {
-  /** More environment, which comes before the pod's own. Default: none. */
+  /** More environment, which replaces what the pod's own says. Default: none. */
   readonly env?: Readonly<Record<string, string>>;
   /** The working directory. Default: this process's. */
   readonly cwd?: string;
@@ -43,7 +43,7 @@ export function createProcesses(): Processes {
       // Of this process's environment only PATH: a pod has none of it either.
       const child = spawn(command, args, {
         stdio,
-        env: { PATH: process.env['PATH'] ?? '', ...env, ...own },
+        env: { PATH: process.env['PATH'] ?? '', ...own, ...env },
         ...(cwd === undefined ? {} : { cwd }),
       });
       const forget = (): void => void running.delete(child);
