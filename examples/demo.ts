@@ -3,13 +3,13 @@
 import { generateKeyPair } from 'node:crypto';
 import { once } from 'node:events';
 import { constants } from 'node:os';
-import { fileURLToPath } from 'node:url';
 import { parseArgs, promisify } from 'node:util';
 
 import { type Authority, createAuthority, type Pod } from '@k8s-sa-auth/testing';
 
 import { createReport } from './demo/report.ts';
-import { choosePorts, createLauncher, type StartOptions } from './demo/services.ts';
+import { choosePorts, createLauncher, type Launcher, manifestOf, type StartOptions } from './demo/services.ts';
+import { parseListenAddr } from './listen.ts';
 import { runSteps } from './demo/steps.ts';
 import { tellStory } from './demo/story.ts';
 
@@ -22,7 +22,6 @@ Usage: pnpm demo [--stay]
 
 Exits with 0 if each step came out as it should, else with 1.`;
 
-const articlesPorts = { api: 8080, secretStore: 8081, dataStore: 8082 };
 const cacheTtlMs = 2_000;
 
 const report = createReport(process.stdout);
@@ -47,11 +46,12 @@ async function main(): Promise<number> {
     return 0;
   }
 
-  const launcher = createLauncher(signal);
   let authority: Authority | undefined;
+  let launcher: Launcher | undefined;
   try {
-    authority = await createAuthority({ manifests: ['secret-store', 'data-store', 'api'].map(manifest) });
+    authority = await createAuthority({ manifests: ['secret-store', 'data-store', 'api'].map(manifestOf) });
     signal.throwIfAborted();
+    launcher = createLauncher(authority, signal);
     const isGood = await run(authority, launcher, options.stay === true);
     return isGood ? 0 : 1;
   } catch (error) {
@@ -60,33 +60,30 @@ async function main(): Promise<number> {
     printOutput(launcher);
     return 1;
   } finally {
-    await launcher.stopAll();
+    // The services end with it.
     await authority?.close();
     if (signal.aborted) report.interrupted('Stopped. No process and no file is left.');
   }
 }
 
-async function run(authority: Authority, launcher: ReturnType<typeof createLauncher>, stay: boolean): Promise<boolean> {
+async function run(authority: Authority, launcher: Launcher, stay: boolean): Promise<boolean> {
   const startedMs = performance.now();
   const pods = {
     api: podOf(authority, 'api/api'),
     secretStore: podOf(authority, 'secret-store/secret-store'),
     dataStore: podOf(authority, 'data-store/data-store'),
   };
-  const wished = Object.values(articlesPorts);
+  const wished = [pods.api, pods.secretStore, pods.dataStore].map(({ env }) => parseListenAddr(env['LISTEN_ADDR'] ?? ':0').port);
   const ports = await choosePorts(wished);
   const [apiPort = 0, secretStorePort = 0, dataStorePort = 0] = ports;
-  const [secretStoreUrl, dataStoreUrl] = [`http://127.0.0.1:${secretStorePort}`, `http://127.0.0.1:${dataStorePort}`];
+  const SECRET_STORE_CONNSTRING = `http://127.0.0.1:${secretStorePort}`;
+  const DATA_STORE_CONNSTRING = `http://127.0.0.1:${dataStorePort}`;
 
-  // Each gets the environment of its pod; only addresses differ from what the manifest says, and one window that is shortened.
+  // Each runs what its manifest says, in its pod; only addresses differ, and one window that is shortened.
   const roles: Readonly<Record<keyof typeof pods, StartOptions>> = {
-    secretStore: { name: 'secret-store', port: secretStorePort, env: { ...pods.secretStore.env, CACHE_TTL_MS: String(cacheTtlMs) } },
-    dataStore: { name: 'data-store', port: dataStorePort, env: { ...pods.dataStore.env, SECRET_STORE_CONNSTRING: secretStoreUrl } },
-    api: {
-      name: 'api',
-      port: apiPort,
-      env: { ...pods.api.env, SECRET_STORE_CONNSTRING: secretStoreUrl, DATA_STORE_CONNSTRING: dataStoreUrl },
-    },
+    secretStore: { name: 'secret-store', pod: pods.secretStore, port: secretStorePort, env: { CACHE_TTL_MS: String(cacheTtlMs) } },
+    dataStore: { name: 'data-store', pod: pods.dataStore, port: dataStorePort, env: { SECRET_STORE_CONNSTRING } },
+    api: { name: 'api', pod: pods.api, port: apiPort, env: { SECRET_STORE_CONNSTRING, DATA_STORE_CONNSTRING } },
   };
   const [secretStore, dataStore, api, { privateKey: forgersKey }] = await Promise.all([
     launcher.start(roles.secretStore),
@@ -133,18 +130,14 @@ async function run(authority: Authority, launcher: ReturnType<typeof createLaunc
   throw signal.reason;
 }
 
-function manifest(name: string): string {
-  return fileURLToPath(new URL(`${name}/k8s.yaml`, import.meta.url));
-}
-
 function podOf({ pods }: Authority, serviceAccount: string): Pod {
   const pod = pods.find((one) => one.serviceAccount === serviceAccount);
   if (pod === undefined) throw new Error(`no manifest holds a Deployment of ${serviceAccount}`);
   return pod;
 }
 
-function printOutput(launcher: ReturnType<typeof createLauncher>): void {
-  for (const { name, lines } of launcher.output()) {
+function printOutput(launcher: Launcher | undefined): void {
+  for (const { name, lines } of launcher?.output() ?? []) {
     report.heading(`What ${name} printed`);
     for (const line of lines) report.plain(`  ${line}`);
   }

@@ -2,15 +2,13 @@ import assert from 'node:assert/strict';
 import { once } from 'node:events';
 import { createServer, type RequestListener, type Server } from 'node:http';
 import { after, before, beforeEach, describe, it } from 'node:test';
-import { fileURLToPath } from 'node:url';
 
 import { type Authority, createAuthority } from '@k8s-sa-auth/testing';
 
-import { choosePorts, createLauncher, type Service } from '../demo/services.ts';
+import { choosePorts, createLauncher, manifestOf, type Service } from '../demo/services.ts';
 import { send } from '../demo/steps.ts';
 
 const { signal } = new AbortController();
-const launcher = createLauncher(signal);
 let authority: Authority;
 let api: Service;
 let downstream: Server;
@@ -20,7 +18,7 @@ let audience: unknown;
 
 // One server in the place of both: it is called by two names, which are two origins.
 before(async () => {
-  authority = await createAuthority({ manifests: fileURLToPath(new URL('k8s.yaml', import.meta.url)) });
+  authority = await createAuthority({ manifests: manifestOf('api') });
   ports = await choosePorts([0, 0]);
   const [port = 0, downstreamPort = 0] = ports;
   downstream = createServer((request, response) => {
@@ -28,12 +26,12 @@ before(async () => {
     answer(request, response);
   });
   await once(downstream.listen(downstreamPort, '127.0.0.1'), 'listening');
-  const [pod] = authority.pods;
-  api = await launcher.start({
+  const [pod = assert.fail('no pod')] = authority.pods;
+  api = await createLauncher(authority, signal).start({
     name: 'api',
+    pod,
     port,
     env: {
-      ...pod?.env,
       SECRET_STORE_CONNSTRING: `http://127.0.0.1:${downstreamPort}`,
       DATA_STORE_CONNSTRING: `http://localhost:${downstreamPort}`,
     },
@@ -46,9 +44,8 @@ beforeEach(() => {
 });
 
 after(async () => {
-  await launcher.stopAll();
-  downstream.close();
   await authority.close();
+  downstream.close();
 });
 
 function audienceOf(token: string): unknown {

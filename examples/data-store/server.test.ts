@@ -3,15 +3,13 @@ import { once } from 'node:events';
 import { readFile } from 'node:fs/promises';
 import { createServer, type RequestListener, type Server } from 'node:http';
 import { after, before, beforeEach, describe, it } from 'node:test';
-import { fileURLToPath } from 'node:url';
 
 import { type Authority, createAuthority } from '@k8s-sa-auth/testing';
 
-import { choosePorts, createLauncher, type Service } from '../demo/services.ts';
+import { choosePorts, createLauncher, manifestOf, type Service } from '../demo/services.ts';
 import { type Answer, send } from '../demo/steps.ts';
 
 const { signal } = new AbortController();
-const launcher = createLauncher(signal);
 let authority: Authority;
 let dataStore: Service;
 let secretStore: Server;
@@ -19,15 +17,16 @@ let answer: RequestListener;
 let token: string;
 
 before(async () => {
-  authority = await createAuthority({ manifests: fileURLToPath(new URL('k8s.yaml', import.meta.url)) });
+  authority = await createAuthority({ manifests: manifestOf('data-store') });
   const [port = 0, secretStorePort = 0] = await choosePorts([0, 0]);
   secretStore = createServer((request, response) => answer(request, response));
   await once(secretStore.listen(secretStorePort, '127.0.0.1'), 'listening');
-  const [pod] = authority.pods;
-  dataStore = await launcher.start({
+  const [pod = assert.fail('no pod')] = authority.pods;
+  dataStore = await createLauncher(authority, signal).start({
     name: 'data-store',
+    pod,
     port,
-    env: { ...pod?.env, SECRET_STORE_CONNSTRING: `http://127.0.0.1:${secretStorePort}` },
+    env: { SECRET_STORE_CONNSTRING: `http://127.0.0.1:${secretStorePort}` },
   });
   const api = await authority.pod('api/api', { tokens: { sent: 'data-store' }, reviews: false });
   token = await readFile(api.tokenFile('sent'), 'utf8');
@@ -38,9 +37,8 @@ beforeEach(() => {
 });
 
 after(async () => {
-  await launcher.stopAll();
-  secretStore.close();
   await authority.close();
+  secretStore.close();
 });
 
 const get = (path: string): Promise<Answer> => send(`${dataStore.url}${path}`, { token, signal });

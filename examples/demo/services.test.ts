@@ -3,7 +3,9 @@ import { once } from 'node:events';
 import { createServer } from 'node:net';
 import { describe, it } from 'node:test';
 
-import { choosePorts, createLauncher } from './services.ts';
+import { createAuthority } from '@k8s-sa-auth/testing';
+
+import { choosePorts, createLauncher, manifestOf, readContainer } from './services.ts';
 
 describe('choosePorts', () => {
   it('takes the wished-for port where it is free, and another one where it is not', async () => {
@@ -23,11 +25,26 @@ describe('choosePorts', () => {
   });
 });
 
+describe('readContainer', () => {
+  it('reads what the manifest says', () => {
+    assert.deepEqual(readContainer('data-store'), {
+      command: ['node', 'data-store/server.ts'],
+      readyPath: '/readyz',
+    });
+  });
+});
+
 describe('createLauncher', () => {
   it('says what a service printed that does not start', async () => {
-    const launcher = createLauncher(new AbortController().signal);
-    const env = { KUBERNETES_SERVICE_HOST: '127.0.0.1', KUBERNETES_SERVICE_PORT: '1', CACHE_TTL_MS: 'soon' };
-    await assert.rejects(launcher.start({ name: 'secret-store', port: 1, env }), /secret-store ended with code 1 before it was ready/);
+    const authority = await createAuthority({ manifests: manifestOf('secret-store') });
+    const [pod = assert.fail('no pod')] = authority.pods;
+    const launcher = createLauncher(authority, new AbortController().signal);
+    try {
+      const starting = launcher.start({ name: 'secret-store', pod, port: 1, env: { CACHE_TTL_MS: 'soon' } });
+      await assert.rejects(starting, /secret-store ended with code 1 before it was ready/);
+    } finally {
+      await authority.close();
+    }
     const [{ name, lines } = { name: '', lines: [] }] = launcher.output();
     assert.equal(name, 'secret-store');
     assert.match(lines.join('\n'), /"cacheTtlMs" is a number of milliseconds/);

@@ -1,10 +1,14 @@
-// The three services as processes of their own: which port, when one is ready, what it printed, how it ends.
+// The three services as their manifests describe them, each a process in its pod: which port, when one is ready, what it printed, how it ends.
 
-import { type ChildProcess, spawn } from 'node:child_process';
+import type { ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
+import { readFileSync } from 'node:fs';
 import { createServer } from 'node:net';
 import { setTimeout as delay } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
+
+import type { Authority, Pod } from '@k8s-sa-auth/testing';
+import { parseAllDocuments } from 'yaml';
 
 /** A service that runs. */
 export interface Service {
@@ -15,60 +19,84 @@ export interface Service {
   stop(): Promise<number | null>;
 }
 
-export interface StartOptions {
-  /** The folder of its `server.ts`. */
-  readonly name: string;
-  readonly port: number;
-  /** Its whole environment, but for PATH and LISTEN_ADDR. */
-  readonly env: Readonly<Record<string, string>>;
+/** What a manifest says of the container that a service runs in. */
+export interface Container {
+  readonly command: readonly string[];
+  /** Where it says that it is ready. */
+  readonly readyPath: string;
 }
 
-/** Starts services, keeps what they print, and ends those that are left. */
+export interface StartOptions {
+  /** The folder of its manifest. */
+  readonly name: string;
+  readonly pod: Pod;
+  /** What differs from what the manifest says. */
+  readonly env: Readonly<Record<string, string>>;
+  /** Where it will listen. */
+  readonly port: number;
+}
+
+/** Starts services, and keeps what they print. They end with the authority. */
 export interface Launcher {
-  /** Resolves when `/readyz` says so. Rejects with what the service printed if it ends, is not ready in time, or `signal` aborts. */
+  /** Resolves when the service says that it is ready. Rejects if it ends, is not ready in time, or `signal` aborts. */
   start(options: StartOptions): Promise<Service>;
   /** What the services printed, the last lines of each. */
   output(): readonly { readonly name: string; readonly lines: readonly string[] }[];
-  stopAll(): Promise<void>;
 }
 
 const readyWithinMs = 15_000;
 const killAfterMs = 5_000;
 const keptLines = 40;
 
+/** The manifest of a service. */
+export function manifestOf(name: string): string {
+  return fileURLToPath(new URL(`../${name}/k8s.yaml`, import.meta.url));
+}
+
+/** Reads the container of the Deployment in a service's manifest. */
+export function readContainer(name: string): Container {
+  interface Deployment {
+    readonly kind: string;
+    readonly spec: { readonly template: { readonly spec: { readonly containers: readonly Described[] } } };
+  }
+  interface Described {
+    readonly command: readonly string[];
+    readonly readinessProbe: { readonly httpGet: { readonly path: string } };
+  }
+  const objects = parseAllDocuments(readFileSync(manifestOf(name), 'utf8')).map((document) => document.toJS() as Deployment);
+  const [described] = objects.find(({ kind }) => kind === 'Deployment')?.spec.template.spec.containers ?? [];
+  if (described === undefined) throw new Error(`${manifestOf(name)} holds no Deployment`);
+  return { command: described.command, readyPath: described.readinessProbe.httpGet.path };
+}
+
 /** Makes a launcher whose waits end with `signal`. */
-export function createLauncher(signal: AbortSignal): Launcher {
-  const running = new Set<Service>();
+export function createLauncher(authority: Pick<Authority, 'run'>, signal: AbortSignal): Launcher {
   const printed: { readonly name: string; lines: string[] }[] = [];
 
   return {
-    async start({ name, port, env }) {
+    async start({ name, pod, port, env }) {
       const url = `http://127.0.0.1:${port}`;
-      const file = fileURLToPath(new URL(`../${name}/server.ts`, import.meta.url));
-      const child = spawn(process.execPath, [file], {
-        // Nothing of our own environment but PATH: a pod has none of it either.
-        env: { PATH: process.env['PATH'] ?? '', ...env, LISTEN_ADDR: `127.0.0.1:${port}` },
+      const { command, readyPath } = readContainer(name);
+      const [program = '', ...args] = command;
+      const child = authority.run(pod, program === 'node' ? process.execPath : program, args, {
+        cwd: fileURLToPath(new URL('..', import.meta.url)),
+        env: { ...env, LISTEN_ADDR: `127.0.0.1:${port}` },
         stdio: ['ignore', 'pipe', 'pipe'],
       });
       const kept = { name, lines: [] as string[] };
       printed.push(kept);
       for (const stream of [child.stdout, child.stderr]) {
-        stream.setEncoding('utf8').on('data', (text: string) => {
+        stream?.setEncoding('utf8').on('data', (text: string) => {
           kept.lines = [...kept.lines, ...text.split('\n').filter((line) => line !== '')].slice(-keptLines);
         });
       }
-      const service: Service = { name, url, pid: child.pid ?? 0, stop: () => stop(child).finally(() => running.delete(service)) };
-      running.add(service);
-      await waitUntilReady(child, name, url, signal).catch((error: unknown) => {
+      await waitUntilReady(child, name, `${url}${readyPath}`, signal).catch((error: unknown) => {
         signal.throwIfAborted();
         throw error;
       });
-      return service;
+      return { name, url, pid: child.pid ?? 0, stop: () => stop(child) };
     },
     output: () => printed,
-    async stopAll() {
-      await Promise.all([...running].map((service) => service.stop()));
-    },
   };
 }
 
@@ -90,7 +118,7 @@ async function waitUntilReady(child: ChildProcess, name: string, url: string, si
 
 async function isReady(url: string, signal: AbortSignal): Promise<boolean> {
   try {
-    const { ok } = await fetch(`${url}/readyz`, { signal });
+    const { ok } = await fetch(url, { signal });
     return ok;
   } catch {
     signal.throwIfAborted();

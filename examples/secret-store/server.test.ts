@@ -1,32 +1,28 @@
 import assert from 'node:assert/strict';
 import { readFile } from 'node:fs/promises';
 import { after, before, describe, it } from 'node:test';
-import { fileURLToPath } from 'node:url';
 
 import { type Authority, createAuthority, type Pod } from '@k8s-sa-auth/testing';
 
-import { choosePorts, createLauncher, type Service } from '../demo/services.ts';
+import { choosePorts, createLauncher, type Launcher, manifestOf, type Service, type StartOptions } from '../demo/services.ts';
 import { countReviews, send } from '../demo/steps.ts';
 
 const { signal } = new AbortController();
-const launcher = createLauncher(signal);
 let authority: Authority;
 let secretStore: Service;
-let port: number;
-let env: Readonly<Record<string, string>>;
+let launcher: Launcher;
+let options: StartOptions;
 
 before(async () => {
-  authority = await createAuthority({ manifests: fileURLToPath(new URL('k8s.yaml', import.meta.url)) });
-  const [pod] = authority.pods;
-  [port = 0] = await choosePorts([0]);
-  env = { ...pod?.env, CACHE_TTL_MS: '0' };
-  secretStore = await launcher.start({ name: 'secret-store', port, env });
+  authority = await createAuthority({ manifests: manifestOf('secret-store') });
+  const [pod = assert.fail('no pod')] = authority.pods;
+  const [port = 0] = await choosePorts([0]);
+  launcher = createLauncher(authority, signal);
+  options = { name: 'secret-store', pod, port, env: { CACHE_TTL_MS: '0' } };
+  secretStore = await launcher.start(options);
 });
 
-after(async () => {
-  await launcher.stopAll();
-  await authority.close();
-});
+after(() => authority.close());
 
 async function tokenOf(serviceAccount: string, audience: string): Promise<{ readonly pod: Pod; readonly token: string }> {
   const pod = await authority.pod(serviceAccount, { tokens: { sent: audience }, reviews: false });
@@ -88,7 +84,7 @@ describe('secret-store', () => {
     assert.equal(await secretStore.stop(), 0);
     authority.fail('outage');
     let isReady = false;
-    const starting = launcher.start({ name: 'secret-store', port, env }).then((service) => {
+    const starting = launcher.start(options).then((service) => {
       isReady = true;
       return service;
     });
