@@ -29,7 +29,7 @@ const attributes: Readonly<Record<string, Shape>> = {
 
 const status: Shape = {
   struct: 'SubjectAccessReviewStatus',
-  fields: { allowed: 'boolean', denied: 'boolean', reason: 'string', evaluationError: 'string' },
+  fields: { allowed: 'bool', denied: 'bool', reason: 'string', evaluationError: 'string' },
 };
 
 const apiVersion = 'authorization.k8s.io/v1';
@@ -58,7 +58,7 @@ export const selfSubjectAccessReviewType: BodyType = bodyType('SelfSubjectAccess
 /** The body of a SelfSubjectRulesReview. */
 export const selfSubjectRulesReviewType: BodyType = bodyType('SelfSubjectRulesReview', apiVersion, {
   spec: { struct: 'SelfSubjectRulesReviewSpec', fields: { namespace: 'string' } },
-  status: { struct: 'SubjectRulesReviewStatus', fields: { resourceRules: 'any', nonResourceRules: 'any', incomplete: 'boolean' } },
+  status: { struct: 'SubjectRulesReviewStatus', fields: { resourceRules: 'any', nonResourceRules: 'any', incomplete: 'bool' } },
 });
 
 /** What is asked, as it was sent. */

@@ -9,7 +9,8 @@ import type { StatusError } from './status.ts';
 /** An answer before it is encoded: an object, or text as it is. */
 export interface Answer {
   readonly status: number;
-  readonly headers?: Readonly<Record<string, string>>;
+  /** A list is a header that stands as often. */
+  readonly headers?: Readonly<Record<string, string | readonly string[]>>;
   readonly body: object | string;
   /** Sends events one by one instead of a body, until it is disposed of; one that has none to come ends the answer. */
   readonly stream?: (write: (event: object) => void) => Disposable | undefined;

@@ -11,7 +11,7 @@ import { readClientCertificate } from './client-certificates.ts';
 import { controlPath } from './control.ts';
 import type { Control } from './control.ts';
 import { answerDiscovery } from './discovery.ts';
-import { mediaTypeOf, readAny, readBody, readObject } from './exchange.ts';
+import { mediaTypeOf, readAny, readBody, readObject, readPatched } from './exchange.ts';
 import type { Exchange } from './exchange.ts';
 import type { Faults, Strike } from './faults.ts';
 import { answerHealth } from './health.ts';
@@ -91,7 +91,7 @@ export function createApi({
     }
     await wait(answered.afterMs ?? 0);
     const { warnings } = exchange;
-    const headers = warnings.length === 0 ? {} : { Warning: warnings.map((one) => `299 - ${JSON.stringify(one)}`).join(', ') };
+    const headers = warnings.length === 0 ? {} : { Warning: warnings.map((one) => `299 - ${JSON.stringify(one)}`) };
     if (strike?.fault === 'broken-body') {
       send(
         response,
@@ -206,6 +206,7 @@ export function createApi({
     if (strike?.fault === 'etcd-outage' && verb !== 'watch' && (isKept || subresource === 'token')) return timeOut(verb, strike);
     if (!isKept) return review({ exchange, user, strike });
     checkAcceptable(request);
+    const type = { kind: kind.kind, apiVersion: formatGroupVersion(kind.group) };
     return registry({
       verb,
       kind,
@@ -216,8 +217,9 @@ export function createApi({
       query: target.query,
       accept: request.headers.accept ?? '',
       mediaType: mediaTypeOf(request),
-      body: () => readObject(exchange, { kind: kind.kind, apiVersion: formatGroupVersion(kind.group) }),
+      body: () => readObject(exchange, type),
       anyBody: () => readAny(exchange),
+      patched: (object, shown) => readPatched(exchange, type, object, shown),
     });
   }
 

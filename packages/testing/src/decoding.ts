@@ -1,12 +1,25 @@
 // The only place that reads a request's body: what a real API server says of a body that is broken, of another kind or of the wrong
 // type, what it drops, and what it records as set in managedFields.
-import { parse as parseYaml } from 'yaml';
+import { parseDocument } from 'yaml';
 import { isRecord } from './json.ts';
 import type { JsonRecord } from './json.ts';
+import { JsonSyntaxError, parseJson } from './json-syntax.ts';
+import type { ParsedJson } from './json-syntax.ts';
+import { structOf } from './schemas.ts';
 import { badRequest, StatusError } from './status.ts';
 
 /** What a field of an API type may hold. */
-export type Shape = 'string' | 'integer' | 'boolean' | 'any' | { readonly list: Shape } | { readonly map: Shape } | Struct;
+export type Shape =
+  | 'string'
+  | 'int32'
+  | 'int64'
+  | 'bool'
+  | 'time'
+  | 'bytes'
+  | 'any'
+  | { readonly list: Shape }
+  | { readonly map: Shape }
+  | Struct;
 
 /** An API type; `pointer` where Go has a pointer to it, which managedFields shows. */
 export interface Struct {
@@ -22,10 +35,18 @@ export interface BodyType {
   readonly shape: Struct;
 }
 
-/** A body as it was understood: fields in the type's order, empty ones left out. */
+/** A body as it was parsed, and what strict parsing would say of it. */
+export interface ParsedBody {
+  readonly object: JsonRecord;
+  readonly faults: readonly string[];
+  readonly numbers?: ParsedJson['numbers'];
+}
+
+/** A body as it was understood, empty fields left out. */
 export interface DecodedBody {
   readonly object: JsonRecord;
-  readonly warnings: readonly string[];
+  /** Fields that are unknown or stand twice: refused by strict validation, else warned of. */
+  readonly faults: readonly string[];
 }
 
 const metadata: Struct = {
@@ -34,11 +55,17 @@ const metadata: Struct = {
     name: 'string',
     generateName: 'string',
     namespace: 'string',
+    selfLink: 'string',
     uid: 'string',
     resourceVersion: 'string',
-    creationTimestamp: 'string',
+    generation: 'int64',
+    creationTimestamp: 'time',
+    deletionTimestamp: 'time',
+    deletionGracePeriodSeconds: 'int64',
     labels: { map: 'string' },
     annotations: { map: 'string' },
+    ownerReferences: { list: structOf('OwnerReference') },
+    finalizers: { list: 'string' },
     managedFields: 'any',
   },
 };
@@ -48,47 +75,45 @@ export function bodyType(kind: string, apiVersion: string, fields: Readonly<Reco
   return { kind, apiVersion, shape: { struct: kind, fields: { kind: 'string', apiVersion: 'string', metadata, ...fields } } };
 }
 
-/**
- * Decodes a body, JSON or YAML, with the words of a real API server for what it cannot take.
- * Throws a 400 {@link StatusError}. `strict` is `?fieldValidation=Strict`.
- */
-export function decodeBody(
-  type: BodyType,
-  body: string,
-  { yaml, strict }: { readonly yaml: boolean; readonly strict: boolean },
-): DecodedBody {
-  return decodeValue(type, decodeText(type, body, yaml), { strict, duplicates: yaml ? [] : findDuplicates(body) });
-}
-
 /** Parses a body, JSON or YAML, and checks that it is of this kind. Throws a 400 {@link StatusError}. */
-export function decodeText(type: Pick<BodyType, 'kind' | 'apiVersion'>, body: string, yaml: boolean): JsonRecord {
-  const value = parseBody(type, body, yaml);
-  const { kind, apiVersion } = value;
+export function parseBody(type: Pick<BodyType, 'kind' | 'apiVersion'>, body: string, yaml: boolean): ParsedBody {
+  const parsed = yaml ? parseYamlBody(type, body) : parseJsonBody(type, body);
+  const { kind, apiVersion } = parsed.object;
   if (isText(apiVersion) && apiVersion !== type.apiVersion) {
     throw badRequest(`the API version in the data (${apiVersion}) does not match the expected API version (${type.apiVersion})`);
   }
-  const version = type.apiVersion.split('/').at(-1);
   if (isText(kind) && kind !== type.kind) {
     const scheme = 'in scheme "k8s.io/kubernetes/pkg/api/legacyscheme/scheme.go:30"';
     const registered = `no kind "${kind}" is registered for version "${type.apiVersion}" ${scheme}`;
-    throw badRequest(`${kind} in version "${version}" cannot be handled as a ${type.kind}: ${registered}`);
+    throw badRequest(`${kind} in version "${versionOf(type)}" cannot be handled as a ${type.kind}: ${registered}`);
   }
-  return value;
+  return parsed;
 }
 
-/** Decodes a body that was parsed. Throws a 400 {@link StatusError}. */
-export function decodeValue(
-  type: BodyType,
-  value: JsonRecord,
-  { strict, duplicates = [] }: { readonly strict: boolean; readonly duplicates?: readonly string[] },
+/** Decodes a body that was parsed, its fields in the type's order. Throws a 400 {@link StatusError}. */
+export function decodeBody(type: BodyType, { object, faults, numbers = new Map() }: ParsedBody): DecodedBody {
+  const reading: Reading = { faults: [...faults], numbers, refuse: (message) => refuseBody(type, message), keepsOrder: false };
+  return { object: decodeStruct(object, type.shape, { path: '', indexed: '' }, reading), faults: reading.faults };
+}
+
+/** Decodes an object of a kind that is kept: what has no place in its type is dropped, the rest stays in its order. Throws as decodeBody. */
+export function decodeObject(
+  type: Pick<BodyType, 'kind' | 'apiVersion'>,
+  { object, faults, numbers = new Map() }: ParsedBody,
+  refuse: (message: string) => Error = (message) => refuseBody(type, message),
 ): DecodedBody {
-  const version = type.apiVersion.split('/').at(-1);
-  const warnings = duplicates.map((path) => `duplicate field "${path}"`);
-  const refuse = (message: string): StatusError =>
-    badRequest(`${type.kind} in version "${version}" cannot be handled as a ${type.kind}: ${message}`);
-  const object = decodeStruct(value, type.shape, '', warnings, refuse);
-  if (strict && warnings.length > 0) throw refuse(`strict decoding error: ${warnings.join(', ')}`);
-  return { object, warnings };
+  const reading: Reading = { faults: [...faults], numbers, refuse, keepsOrder: true };
+  return { object: decodeStruct(object, structOf(type.kind), { path: '', indexed: '' }, reading), faults: reading.faults };
+}
+
+/** The 400 for a body that cannot be of this type. */
+export function refuseBody(type: Pick<BodyType, 'kind' | 'apiVersion'>, message: string): StatusError {
+  return badRequest(`${type.kind} in version "${versionOf(type)}" cannot be handled as a ${type.kind}: ${message}`);
+}
+
+/** Go's words for what strict validation refuses. */
+export function formatFaults(faults: readonly string[]): string {
+  return `strict decoding error: ${faults.join(', ')}`;
 }
 
 /** Formats metadata.managedFields as the server sets them for an object that was posted with this user agent. */
@@ -133,50 +158,53 @@ function ownFields(value: unknown, shape: Shape): object {
   return { ...('map' in shape || shape.pointer === true ? { '.': {} } : {}), ...Object.fromEntries(named) };
 }
 
-function parseBody(type: Pick<BodyType, 'kind'>, body: string, yaml: boolean): JsonRecord {
-  const unrecognized = (why: string): StatusError =>
-    badRequest(
-      `the object provided is unrecognized (must be of type ${type.kind}): couldn't get version/kind; json parse error: ${why} (${summarize(body)})`,
-    );
-  let value: unknown;
+function versionOf({ apiVersion }: Pick<BodyType, 'apiVersion'>): string {
+  return apiVersion.split('/').at(-1) ?? '';
+}
+
+function parseJsonBody(type: Pick<BodyType, 'kind'>, body: string): ParsedBody {
   try {
-    value = yaml ? parseYaml(body) : JSON.parse(body);
+    const { value, duplicates, numbers } = parseJson(body);
+    return { object: readTyped(type, value, body), faults: duplicates.map((path) => `duplicate field "${path}"`), numbers };
   } catch (error) {
-    throw unrecognized(describeSyntaxError(body, error));
+    throw error instanceof JsonSyntaxError
+      ? unrecognized(type, body, `couldn't get version/kind; json parse error: ${error.message}`)
+      : error;
   }
-  if (isRecord(value)) return value;
-  const target = 'struct { APIVersion string "json:\\"apiVersion,omitempty\\""; Kind string "json:\\"kind,omitempty\\"" }';
-  throw unrecognized(`json: cannot unmarshal ${goType(value)} into Go value of type ${target}`);
 }
 
-/** The fields that stand more than once in a JSON object, which a parser takes without a word; the last one counts. */
-function findDuplicates(body: string): readonly string[] {
-  const open: { readonly path: string; readonly keys: Set<string>; last: string }[] = [];
-  const found: string[] = [];
-  for (const [token, key] of body.matchAll(/("(?:[^"\\]|\\.)*")\s*:|"(?:[^"\\]|\\.)*"|[{}[\]]/g)) {
-    const inner = open.at(-1);
-    if (token === '{' || token === '[') {
-      const path = inner === undefined || inner.last === '' ? '' : `${inner.path}${inner.last}.`;
-      open.push({ path: token === '{' ? path : (inner?.path ?? ''), keys: new Set(), last: '' });
-    } else if (token === '}' || token === ']') open.pop();
-    else if (key !== undefined && inner !== undefined) {
-      inner.last = JSON.parse(key);
-      if (inner.keys.has(inner.last)) found.push(`${inner.path}${inner.last}`);
-      inner.keys.add(inner.last);
-    }
+function parseYamlBody(type: Pick<BodyType, 'kind'>, body: string): ParsedBody {
+  const document = parseDocument(body);
+  const faults: string[] = [];
+  for (const { code, message, linePos } of document.errors) {
+    const [{ line } = { line: 1 }] = linePos ?? [];
+    if (code !== 'DUPLICATE_KEY') throw unrecognized(type, body, `yaml: line ${line}: ${message.split('\n')[0]}`);
+    const key = body.slice(document.errors[faults.length]?.pos[0] ?? 0).match(/^["']?([^"':\s]+)/)?.[1] ?? '';
+    faults.push(`line ${line}: key "${key}" already set in map`);
   }
-  return found;
+  return { object: readTyped(type, document.toJS() ?? null, body), faults };
 }
 
-// Go and V8 word syntax errors differently; where the text simply ends, which is the usual case, they can be matched.
-function describeSyntaxError(body: string, error: unknown): string {
-  const message = error instanceof Error ? error.message : '';
-  const [, position] = /position (\d+)/.exec(message) ?? [];
-  const at = position === undefined ? undefined : Number(position);
-  if (/end of JSON|Unterminated/.test(message) || (at !== undefined && at >= body.trimEnd().length)) return 'unexpected end of JSON input';
-  const [, token] = /token '(.)'/u.exec(message) ?? [];
-  const character = token ?? (at === undefined ? (body.trimStart()[0] ?? '') : (body[at] ?? ''));
-  return `invalid character '${character}' looking for beginning of value`;
+// Go looks for kind and apiVersion before it looks at anything else.
+function readTyped(type: Pick<BodyType, 'kind'>, value: unknown, body: string): JsonRecord {
+  const refuse = (what: string, where: string): StatusError =>
+    unrecognized(type, body, `couldn't get version/kind; json parse error: json: cannot unmarshal ${what} into Go ${where}`);
+  if (value === null) return {};
+  if (!isRecord(value)) {
+    throw refuse(
+      goType(value),
+      'value of type struct { APIVersion string "json:\\"apiVersion,omitempty\\""; Kind string "json:\\"kind,omitempty\\"" }',
+    );
+  }
+  for (const name of ['apiVersion', 'kind']) {
+    const one = value[name];
+    if (one !== undefined && one !== null && typeof one !== 'string') throw refuse(goType(one), `struct field .${name} of type string`);
+  }
+  return value;
+}
+
+function unrecognized({ kind }: Pick<BodyType, 'kind'>, body: string, why: string): StatusError {
+  return badRequest(`the object provided is unrecognized (must be of type ${kind}): ${why} (${summarize(body)})`);
 }
 
 // apimachinery, runtime/serializer/recognizer: thirty bytes of what it could not read, in hex unless it looks like an object.
@@ -187,63 +215,124 @@ function summarize(body: string): string {
   return `${start.toString(bytes[0] === 0x7b ? 'utf8' : 'hex')}${bytes.length > 30 ? ' ...' : ''}`;
 }
 
-type Refuse = (message: string) => StatusError;
+interface Reading {
+  readonly faults: string[];
+  readonly numbers: ParsedJson['numbers'];
+  readonly refuse: (message: string) => Error;
+  /** Whether fields stay in the order in which they were sent, not in the type's. */
+  readonly keepsOrder: boolean;
+}
 
-function decodeStruct(value: JsonRecord, shape: Struct, path: string, warnings: string[], refuse: Refuse): JsonRecord {
+/** Where a field is: as errors of type tell it, and with the indices of lists, as strict validation does. */
+interface Place {
+  readonly path: string;
+  readonly indexed: string;
+}
+
+function decodeStruct(value: JsonRecord, shape: Struct, { path, indexed }: Place, reading: Reading): JsonRecord {
+  const within = (outer: string, name: string): string => (outer === '' ? name : `${outer}.${name}`);
   for (const name of Object.keys(value)) {
-    if (!Object.hasOwn(shape.fields, name)) warnings.push(`unknown field "${path}${name}"`);
+    if (!Object.hasOwn(shape.fields, name)) reading.faults.push(`unknown field "${within(indexed, name)}"`);
   }
   const decoded: [string, unknown][] = [];
-  for (const [name, inner] of Object.entries(shape.fields)) {
-    if (!Object.hasOwn(value, name)) continue;
-    const one = decodeField(value[name], inner, { path: `${path}${name}`, struct: shape.struct }, warnings, refuse);
-    if (!isEmpty(one, inner)) decoded.push([name, one]);
+  for (const name of Object.keys(reading.keepsOrder ? value : shape.fields)) {
+    const inner = Object.hasOwn(shape.fields, name) ? shape.fields[name] : undefined;
+    if (inner === undefined || !Object.hasOwn(value, name)) continue;
+    const place = { path: within(path, name), indexed: within(indexed, name) };
+    const one = decodeField(value[name], inner, { ...place, struct: shape.struct }, reading);
+    if (!isEmpty(one, inner, name)) decoded.push([name, one]);
   }
   return Object.fromEntries(decoded);
 }
 
-function decodeField(
-  value: unknown,
-  shape: Shape,
-  at: { readonly path: string; readonly struct: string },
-  warnings: string[],
-  refuse: Refuse,
-): unknown {
-  const mismatch = (expected: string): StatusError => {
-    const what = typeof value === 'number' ? `number${expected === 'int64' ? ` ${value}` : ''}` : goType(value);
-    return refuse(`json: cannot unmarshal ${what} into Go struct field ${at.struct}.${at.path} of type ${expected}`);
+function decodeField(value: unknown, shape: Shape, at: Place & { readonly struct: string }, reading: Reading): unknown {
+  const refuse = (expected: string): Error => {
+    const literal = reading.numbers.get(at.indexed) ?? String(value);
+    const what = typeof value === 'number' && expected.startsWith('int') ? `number ${literal}` : goType(value);
+    return reading.refuse(`json: cannot unmarshal ${what} into Go struct field ${at.struct}.${at.path} of type ${expected}`);
   };
   if (value === null || value === undefined || shape === 'any') return value ?? undefined;
-  if (shape === 'string') {
-    if (typeof value !== 'string') throw mismatch('string');
-    return value;
-  }
-  if (shape === 'boolean') {
-    if (typeof value !== 'boolean') throw mismatch('bool');
-    return value;
-  }
-  if (shape === 'integer') {
-    if (!Number.isInteger(value)) throw mismatch('int64');
-    return value;
+  if (typeof shape === 'string') {
+    if (isOf(shape, value, reading.numbers.has(at.indexed))) return value;
+    if (shape === 'time') {
+      if (typeof value === 'string') throw reading.refuse(describeTimeError(value));
+      throw reading.refuse(`json: cannot unmarshal ${goType(value)} into Go value of type string`);
+    }
+    if (shape !== 'bytes') throw refuse(shape);
+    throw typeof value === 'string' ? reading.refuse(`illegal base64 data at input byte ${badByteOf(value)}`) : refuse('[]uint8');
   }
   if ('list' in shape) {
-    if (!Array.isArray(value)) throw mismatch(`[]${goName(shape.list)}`);
-    return value.map((one: unknown) => decodeField(one, shape.list, at, warnings, refuse) ?? '');
+    if (!Array.isArray(value)) throw refuse(goName(shape));
+    const empty = shape.list === 'string' ? '' : {};
+    return value.map(
+      (one: unknown, index) => decodeField(one, shape.list, { ...at, indexed: `${at.indexed}[${index}]` }, reading) ?? empty,
+    );
   }
-  if (!isRecord(value)) throw mismatch(goName(shape));
-  if ('struct' in shape) return decodeStruct(value, shape, `${at.path}.`, warnings, refuse);
-  return Object.fromEntries(Object.entries(value).map(([key, one]) => [key, decodeField(one, shape.map, at, warnings, refuse)]));
+  if (!isRecord(value)) throw refuse(goName(shape));
+  if ('struct' in shape) return decodeStruct(value, shape, at, reading);
+  // Go's errors of type name the fields of types, not the keys of maps.
+  const entries = Object.entries(value).map(([key, one]) => {
+    const read = decodeField(one, shape.map, { ...at, indexed: `${at.indexed}.${key}` }, reading);
+    return [key, read ?? (typeof shape.map === 'string' ? '' : {})] as const;
+  });
+  return Object.fromEntries(entries);
 }
 
-function isEmpty(value: unknown, shape: Shape): boolean {
-  if (value === undefined || value === '' || value === false) return true;
-  // Go's omitempty keeps a pointer to zero, and each integer of these types is one.
+function isOf(shape: Extract<Shape, string>, value: unknown, isOddlyWritten: boolean): boolean {
+  if (shape === 'bool') return typeof value === 'boolean';
+  if (shape === 'int32' || shape === 'int64') {
+    const limit = shape === 'int32' ? 2 ** 31 : 2 ** 63;
+    return typeof value === 'number' && Number.isInteger(value) && !isOddlyWritten && value >= -limit && value < limit;
+  }
+  if (typeof value !== 'string') return false;
+  if (shape === 'time') return /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)$/.test(value);
+  return shape !== 'bytes' || badByteOf(value) === undefined;
+}
+
+function describeTimeError(value: string): string {
+  const quoted = JSON.stringify(value);
+  return `parsing time ${quoted} as "2006-01-02T15:04:05Z07:00": cannot parse ${quoted} as "2006"`;
+}
+
+// Go's base64 knows no URL alphabet, skips line ends and wants its padding.
+function badByteOf(text: string): number | undefined {
+  const found = /[^A-Za-z0-9+/=\r\n]/.exec(text);
+  if (found !== null) return found.index;
+  const digits = text.replaceAll(/[\r\n]/g, '');
+  if (digits.length % 4 === 0 && /^[^=]*={0,2}$/.test(digits)) return undefined;
+  const padding = digits.indexOf('=');
+  return padding < 0 ? digits.length - (digits.length % 4) : padding;
+}
+
+// The booleans that are no pointers: of them, as of texts, lists and maps, Go leaves out what is empty.
+const plainBooleans = new Set([
+  'allowed',
+  'authenticated',
+  'denied',
+  'hostIPC',
+  'hostNetwork',
+  'hostPID',
+  'paused',
+  'publishNotReadyAddresses',
+  'readOnly',
+  'stdin',
+  'stdinOnce',
+  'tty',
+  'unschedulable',
+]);
+
+function isEmpty(value: unknown, shape: Shape, name: string): boolean {
+  if (value === undefined || value === '') return true;
+  if (value === false) return plainBooleans.has(name);
+  // Go's omitempty keeps a pointer to zero, and nearly each integer of these types is one.
   if (typeof value === 'number') return false;
   if (Array.isArray(value)) return value.length === 0;
   return typeof shape !== 'string' && 'map' in shape && isRecord(value) && Object.keys(value).length === 0;
 }
 
 function goName(shape: Shape): string {
+  if (shape === 'time') return 'v1.Time';
+  if (shape === 'bytes') return '[]uint8';
   if (typeof shape === 'string') return shape;
   if ('struct' in shape) return `v1.${shape.struct}`;
   return 'list' in shape ? `[]${goName(shape.list)}` : `map[string]${goName(shape.map)}`;

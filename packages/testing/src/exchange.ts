@@ -2,12 +2,13 @@
 import type { IncomingMessage } from 'node:http';
 import { parse as parseYaml } from 'yaml';
 import { checkAcceptable } from './answer.ts';
-import { decodeValue, decodeBody, decodeText } from './decoding.ts';
-import type { BodyType, DecodedBody } from './decoding.ts';
+import { decodeBody, decodeObject, formatFaults, parseBody, refuseBody } from './decoding.ts';
+import type { BodyType, DecodedBody, ParsedBody } from './decoding.ts';
 import type { JsonRecord } from './json.ts';
 import { decodeProtobuf, protobufType } from './protobuf.ts';
 import type { UserInfo } from './rbac.ts';
-import { badRequest, StatusError } from './status.ts';
+import { badRequest, invalid, StatusError } from './status.ts';
+import type { FieldError } from './status.ts';
 import type { Target } from './target.ts';
 
 /** A request and what has been found out about it. */
@@ -24,21 +25,44 @@ const sizeLimit = 3 * 1024 * 1024;
 
 /** Reads the body of a review or a token request. Throws a {@link StatusError}. */
 export function decode(exchange: Exchange, type: BodyType): DecodedBody {
-  const { mediaType, body } = open(exchange);
-  const validation = readValidation(exchange);
-  const options = { yaml: mediaType === 'application/yaml', strict: validation === 'Strict' };
-  const decoded =
-    mediaType === protobufType ? decodeValue(type, decodeProtobuf(body, type.kind), options) : decodeBody(type, body.toString(), options);
-  if (validation === 'Warn') exchange.warnings.push(...decoded.warnings);
-  return decoded;
+  return validate(exchange, type, (parsed) => decodeBody(type, parsed));
 }
 
-/** Reads the body of an object of this kind, whatever fields it has. Throws a {@link StatusError}. */
+/** Reads the body of an object of a kind that is kept. Throws a {@link StatusError}. */
 export function readObject(exchange: Exchange, type: Pick<BodyType, 'kind' | 'apiVersion'>): JsonRecord {
+  return validate(exchange, type, (parsed) => decodeObject(type, parsed)).object;
+}
+
+/** Decodes what became of an object by a patch, as far as it is of its type. Throws a 422 {@link StatusError} with the patch in it. */
+export function readPatched(
+  exchange: Exchange,
+  type: Pick<BodyType, 'kind' | 'apiVersion'>,
+  patched: JsonRecord,
+  shown: string,
+): JsonRecord {
+  const validation = readValidation(exchange);
+  const refuse = (why: string): StatusError =>
+    invalid('', '', '', [{ field: 'patch', message: `Invalid value: ${JSON.stringify(shown)}: ${why}` }]);
+  const { object, faults } = decodeObject(type, { object: patched, faults: [] }, (message) => refuse(message));
+  if (validation === 'Strict' && faults.length > 0) throw refuse(formatFaults(faults));
+  if (validation === 'Warn') exchange.warnings.push(...faults);
+  return object;
+}
+
+function validate(
+  exchange: Exchange,
+  type: Pick<BodyType, 'kind' | 'apiVersion'>,
+  understand: (parsed: ParsedBody) => DecodedBody,
+): DecodedBody {
   const { mediaType, body } = open(exchange);
-  readValidation(exchange);
-  if (mediaType === protobufType) return decodeProtobuf(body, type.kind);
-  return decodeText(type, body.toString(), mediaType === 'application/yaml');
+  const validation = readValidation(exchange);
+  const isYaml = mediaType === 'application/yaml';
+  const parsed =
+    mediaType === protobufType ? { object: decodeProtobuf(body, type.kind), faults: [] } : parseBody(type, body.toString(), isYaml);
+  const decoded = understand(parsed);
+  if (validation === 'Strict' && decoded.faults.length > 0) throw refuseBody(type, formatFaults(decoded.faults));
+  if (validation === 'Warn') exchange.warnings.push(...decoded.faults);
+  return decoded;
 }
 
 /** Reads a body that may be anything, or missing: a patch, or the options of a deletion. Throws a {@link StatusError}. */
@@ -97,8 +121,30 @@ function unsupported(accepted: string): StatusError {
   return new StatusError(415, 'UnsupportedMediaType', message);
 }
 
-function readValidation({ target }: Exchange): string {
-  const validation = target.query.get('fieldValidation') ?? 'Warn';
-  if (!['Ignore', 'Strict', 'Warn'].includes(validation)) throw badRequest(`invalid fieldValidation "${validation}"`);
-  return validation;
+const optionKinds: Readonly<Record<string, string>> = { POST: 'CreateOptions', PUT: 'UpdateOptions', PATCH: 'PatchOptions' };
+
+function readValidation({ request, target }: Exchange): string {
+  const validation = target.query.get('fieldValidation') ?? '';
+  const supported = (values: readonly string[]): string => `supported values: ${values.map((one) => JSON.stringify(one)).join(', ')}`;
+  const known = ['', 'Ignore', 'Strict', 'Warn'];
+  const dryRun = target.query.getAll('dryRun').filter((one) => one !== '');
+  const errors = [
+    ...(dryRun.every((one) => one === 'All')
+      ? []
+      : [{ field: 'dryRun', message: `Unsupported value: ${JSON.stringify(dryRun)}: ${supported(['All'])}` }]),
+    ...(known.includes(validation)
+      ? []
+      : [{ field: 'fieldValidation', message: `Unsupported value: ${JSON.stringify(validation)}: ${supported(known)}` }]),
+    ...checkPatchOptions(request, target),
+  ];
+  if (errors.length > 0) throw invalid(optionKinds[request.method ?? ''] ?? 'CreateOptions', 'meta.k8s.io', '', errors);
+  return validation === '' ? 'Warn' : validation;
+}
+
+function checkPatchOptions(request: IncomingMessage, { query }: Target): readonly FieldError[] {
+  if (request.method !== 'PATCH') return [];
+  const isApply = mediaTypeOf(request) === 'application/apply-patch+yaml';
+  if (!isApply && query.has('force')) return [{ field: 'force', message: 'Forbidden: may not be specified for non-apply patch' }];
+  if (!isApply || query.has('fieldManager')) return [];
+  return [{ field: 'fieldManager', message: 'Required value: is required for apply patch' }];
 }

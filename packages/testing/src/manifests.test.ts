@@ -123,6 +123,12 @@ describe('apply', () => {
     await assert.rejects(authority.apply(file), { message: new RegExp(`^${file}, document 3: kind CronJob of batch/v1 is not supported`) });
   });
 
+  it('names the field that a kind does not have', async () => {
+    const file = write('misspelt.yaml', quiet.replace('automountServiceAccountToken', 'automountServiceAccountTokens'));
+    const unknown = 'strict decoding error: unknown field "automountServiceAccountTokens"';
+    await assert.rejects(authority.apply(file), { message: `${file}, document 1: ServiceAccount cannot be read: ${unknown}` });
+  });
+
   it('names the file and the document where something is missing', async () => {
     const file = write(
       'missing.yaml',

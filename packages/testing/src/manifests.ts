@@ -2,7 +2,9 @@
 import { globSync, readdirSync, readFileSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { parseAllDocuments } from 'yaml';
+import { decodeObject, formatFaults } from './decoding.ts';
 import { isRecord, readRecord } from './json.ts';
+import type { JsonRecord } from './json.ts';
 import type { NewObject } from './objects.ts';
 import type { PodSpec } from './kubelet.ts';
 
@@ -71,6 +73,14 @@ function parseObject(value: unknown, at: string): NewObject {
   }
   const { name, namespace, ...others } = readRecord(metadata);
   if (typeof name !== 'string' || name === '') throw new Error(`${at}: ${kind} has no metadata.name`);
+  checkFields({ kind, apiVersion }, readRecord(value), at);
   const where = clusterScoped.has(kind) ? {} : { namespace: typeof namespace === 'string' ? namespace : 'default' };
   return { apiVersion, kind, metadata: { name, ...where, ...others }, ...rest };
+}
+
+// As `kubectl apply` has it checked: a field that is misspelt would count for nothing.
+function checkFields(type: { readonly kind: string; readonly apiVersion: string }, object: JsonRecord, at: string): void {
+  const refuse = (why: string): Error => new Error(`${at}: ${type.kind} cannot be read: ${why}`);
+  const { faults } = decodeObject(type, { object, faults: [] }, refuse);
+  if (faults.length > 0) throw refuse(formatFaults(faults));
 }

@@ -119,6 +119,84 @@ describe('objects over the API', () => {
     assert.equal((await admin('POST', `${core}/shop/serviceaccounts`, { kind: 'Pod', metadata: { name: 'one' } })).status, 400);
   });
 
+  it('drops unknown fields, and warns of them, of those that stand twice, or refuses both', async () => {
+    const path = `${core}/shop/configmaps`;
+    const body = '{"metadata":{"name":"fields"},"data":{"a":"1","a":"2"},"colour":"red"}';
+    const warnings = ['299 - "duplicate field \\"data.a\\""', '299 - "unknown field \\"colour\\""'];
+    const send = (query: string): Promise<Answer> =>
+      ask(administrator, 'POST', `${path}${query}`, body, { 'content-type': 'application/json' });
+    const strict = await send('?fieldValidation=Strict');
+    assert.equal(strict.status, 400);
+    assert.equal(
+      read(strict)['message'],
+      'ConfigMap in version "v1" cannot be handled as a ConfigMap: strict decoding error: duplicate field "data.a", unknown field "colour"',
+    );
+    assert.equal((await send('?fieldValidation=Ignore&dryRun=All')).headers['warning'], undefined);
+    const created = await send('');
+    assert.equal(created.headers['warning'], warnings.join(', '));
+    assert.deepEqual(read(created)['data'], { a: '2' });
+    assert.equal(Object.hasOwn(read(created), 'colour'), false);
+    const wrong = await send('?fieldValidation=strict');
+    assert.equal(wrong.status, 422);
+    const values = 'supported values: "", "Ignore", "Strict", "Warn"';
+    assert.equal(
+      read(wrong)['message'],
+      `CreateOptions.meta.k8s.io "" is invalid: fieldValidation: Unsupported value: "strict": ${values}`,
+    );
+  });
+
+  it('finds unknown fields in lists, and in what a patch makes of an object', async () => {
+    const spec = { serviceAccountName: 'shop', containers: [{ name: 'a', image: 'a:1', volumeMounts: [{ name: 'v', path: '/v' }] }] };
+    const tried = await admin('POST', `${core}/shop/pods?dryRun=All`, { metadata: { name: 'one' }, spec });
+    assert.equal(tried.headers['warning'], '299 - "unknown field \\"spec.containers[0].volumeMounts[0].path\\""');
+    await admin('POST', `${core}/shop/configmaps`, { metadata: { name: 'patched' } });
+    const patch = (type: string): Promise<Answer> =>
+      admin(
+        'PATCH',
+        `${core}/shop/configmaps/patched?fieldValidation=Strict`,
+        { colour: { shade: 1 } },
+        { 'content-type': `application/${type}+json` },
+      );
+    const unknown = 'strict decoding error: unknown field \\"colour\\"';
+    const merged = await patch('merge-patch');
+    assert.equal(merged.status, 422);
+    assert.match(String(read(merged)['message']), /^ "" is invalid: patch: Invalid value: "\{\\"kind\\":/);
+    assert.ok(merged.text.includes(unknown));
+    const strategic = await patch('strategic-merge-patch');
+    assert.ok(
+      strategic.text.includes(`" \\"\\" is invalid: patch: Invalid value: \\"map[colour:map[shade:1]]\\": ${unknown}`),
+      strategic.text,
+    );
+  });
+
+  it('says which field holds what it cannot', async () => {
+    const send = async (path: string, body: object | string): Promise<unknown> => {
+      const answer = await ask(administrator, 'POST', `${core}/shop/${path}`, body, { 'content-type': 'application/json' });
+      assert.equal(answer.status, 400);
+      return read(answer)['message'];
+    };
+    const told = (kind: string, what: string): string => `${kind} in version "v1" cannot be handled as a ${kind}: ${what}`;
+    assert.equal(
+      await send('configmaps', { metadata: { name: 'a' }, data: { a: 1 } }),
+      told('ConfigMap', 'json: cannot unmarshal number into Go struct field ConfigMap.data of type string'),
+    );
+    assert.equal(
+      await send('pods', { metadata: { name: 'a' }, spec: { containers: {} } }),
+      told('Pod', 'json: cannot unmarshal object into Go struct field PodSpec.spec.containers of type []v1.Container'),
+    );
+    assert.equal(
+      await send('pods', '{"spec":{"containers":[{"ports":[{"containerPort":80.0}]}]}}'),
+      told(
+        'Pod',
+        'json: cannot unmarshal number 80.0 into Go struct field ContainerPort.spec.containers.ports.containerPort of type int32',
+      ),
+    );
+    assert.equal(
+      await send('secrets', { metadata: { name: 'a' }, data: { a: '!' } }),
+      told('Secret', 'illegal base64 data at input byte 0'),
+    );
+  });
+
   it('fills Secrets of type service-account-token, and takes them away with the ServiceAccount', async () => {
     await admin('POST', `${core}/shop/serviceaccounts`, { metadata: { name: 'old' } });
     const annotations = { 'kubernetes.io/service-account.name': 'old' };

@@ -23,13 +23,20 @@ const mergeKeys: Readonly<Record<string, readonly string[]>> = {
   volumes: ['name'],
 };
 
+const patchTypes = ['application/json-patch+json', 'application/merge-patch+json', 'application/strategic-merge-patch+json'];
+
+/** How Go shows what a refused patch of this media type is about: the object that it made, or the patch. */
+export function showPatch(patched: JsonRecord, patch: unknown, mediaType: string): string {
+  return mediaType === 'application/strategic-merge-patch+json' ? formatLikeGo(patch) : JSON.stringify(patched);
+}
+
 /** Applies a patch of this media type and returns the new object. Throws a {@link StatusError}: 415 for a type that it does not know. */
 export function applyPatch(object: JsonRecord, patch: unknown, mediaType: string): JsonRecord {
   if (mediaType === 'application/json-patch+json') return applyOperations(object, patch);
   if (!isRecord(patch)) throw badRequest('error decoding patch: an object is expected');
   if (mediaType === 'application/merge-patch+json') return merge(object, patch);
   if (mediaType === 'application/strategic-merge-patch+json') return mergeStrategically(object, patch);
-  const accepted = 'application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json';
+  const accepted = [...patchTypes, 'application/apply-patch+yaml'].join(', ');
   const message = `the body of the request was in an unknown format - accepted media types include: ${accepted}`;
   throw new StatusError(415, 'UnsupportedMediaType', message);
 }
@@ -149,4 +156,15 @@ function locate(root: unknown, pointer: string): Location {
 function readStep(value: unknown, step: string): unknown {
   if (Array.isArray(value)) return value[Number(step)];
   return isRecord(value) ? value[step] : undefined;
+}
+
+// Go's %v of a map.
+function formatLikeGo(value: unknown): string {
+  if (Array.isArray(value)) return `[${value.map(formatLikeGo).join(' ')}]`;
+  if (value === null) return '<nil>';
+  if (!isRecord(value)) return typeof value === 'string' ? value : JSON.stringify(value);
+  const entries = Object.keys(value)
+    .toSorted()
+    .map((key) => `${key}:${formatLikeGo(value[key])}`);
+  return `map[${entries.join(' ')}]`;
 }

@@ -8,7 +8,7 @@ import type { JsonRecord } from './json.ts';
 import { createListing } from './listing.ts';
 import { formatTime } from './objects.ts';
 import type { ClusterObject, NewObject } from './objects.ts';
-import { applyPatch } from './patch.ts';
+import { applyPatch, showPatch } from './patch.ts';
 import { restrictNode } from './nodes.ts';
 import type { Change } from './nodes.ts';
 import type { UserInfo } from './rbac.ts';
@@ -43,6 +43,8 @@ export interface ObjectRequest {
   readonly body: () => JsonRecord;
   /** Reads the body of a patch or of DeleteOptions, which may be missing. */
   readonly anyBody: () => unknown;
+  /** Reads what a patch made of an object; `shown` is how a refusal shows it. Throws a {@link StatusError}. */
+  readonly patched: (object: JsonRecord, shown: string) => JsonRecord;
 }
 
 const returnedWhenDeleted = new Set(['Pod', 'Namespace', 'ServiceAccount', 'Service']);
@@ -114,10 +116,12 @@ export function createRegistry(cluster: Cluster, controllers?: Controllers): (as
     const sent = asked.anyBody();
     const isApply = mediaType === 'application/apply-patch+yaml';
     if (isApply && isRecord(sent) && objects.find(kind.kind, name, kind.namespaced ? namespace : undefined) === undefined) {
-      return create({ ...asked, name: '', body: () => sent });
+      return create({ ...asked, name: '', body: () => asked.patched(sent, JSON.stringify(sent)) });
     }
     const before = find(asked);
-    return listing.present(asked, update(asked, applyPatch(before, sent, isApply ? 'application/strategic-merge-patch+json' : mediaType)));
+    const patchType = isApply ? 'application/strategic-merge-patch+json' : mediaType;
+    const after = applyPatch(before, sent, patchType);
+    return listing.present(asked, update(asked, asked.patched(after, showPatch(after, sent, patchType))));
   }
 
   function remove(asked: ObjectRequest, object: ClusterObject): Answer {

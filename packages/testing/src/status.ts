@@ -104,12 +104,22 @@ export function invalid(kind: string, group: string, name: string, errors: reado
     ...(name === '' ? {} : { name }),
     ...(group === '' ? {} : { group }),
     ...(kind === '' ? {} : { kind }),
-    causes: errors.map(({ field, message }) => ({
-      reason: message.startsWith('Required value') ? 'FieldValueRequired' : 'FieldValueInvalid',
-      message,
-      field,
-    })),
+    causes: errors.map(({ field, message }) => ({ reason: causeOf(message), message, field })),
   });
+}
+
+function causeOf(message: string): string {
+  const [, said = ''] = /^(Required|Unsupported|Duplicate|Forbidden|Not found|Too long|Too many)/.exec(message) ?? [];
+  const reasons: Readonly<Record<string, string>> = {
+    Required: 'Required',
+    Unsupported: 'NotSupported',
+    Duplicate: 'Duplicate',
+    Forbidden: 'Forbidden',
+    'Not found': 'NotFound',
+    'Too long': 'TooLong',
+    'Too many': 'TooMany',
+  };
+  return `FieldValue${reasons[said] ?? 'Invalid'}`;
 }
 
 function qualified(resource: string, group: string): string {

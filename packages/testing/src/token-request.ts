@@ -54,7 +54,7 @@ export const tokenRequestType: BodyType = bodyType('TokenRequest', 'authenticati
     struct: 'TokenRequestSpec',
     fields: {
       audiences: { list: 'string' },
-      expirationSeconds: 'integer',
+      expirationSeconds: 'int64',
       boundObjectRef: {
         struct: 'BoundObjectReference',
         fields: { kind: 'string', apiVersion: 'string', name: 'string', uid: 'string' },

@@ -17,7 +17,7 @@ export const tokenReviewType: BodyType = bodyType('TokenReview', 'authentication
   spec: { struct: 'TokenReviewSpec', fields: { token: 'string', audiences: { list: 'string' } } },
   status: {
     struct: 'TokenReviewStatus',
-    fields: { authenticated: 'boolean', user: userInfo, audiences: { list: 'string' }, error: 'string' },
+    fields: { authenticated: 'bool', user: userInfo, audiences: { list: 'string' }, error: 'string' },
   },
 });
 
