@@ -12,33 +12,38 @@ import {
   connectionOptions,
   type ConnectionOptions,
   type GuardOptions,
+  optInOptions,
   readConnection,
   readRoute,
+  readSettings,
   refuseUnknown,
   type Route,
   type RouteGuard,
   routeOptions,
 } from './options.ts';
+import { createPlaces } from './places.ts';
 import { createReadiness } from './readiness.ts';
 import { type Claims, screen as screenClaims } from './screening.ts';
 import { createSigningKeys } from './signing-keys.ts';
-import { mayReviewTokens, printable, reviewToken } from './token-review.ts';
+import { type AuthorizedRequest, type Requirement, reviewAccess } from './subject-access-review.ts';
+import { mayCreate, printable, reviewKinds, reviewToken } from './token-review.ts';
 import { createVerdicts, type Sourced } from './verdicts.ts';
 import { createVerification } from './verification.ts';
 
 /** What stands in front of handlers. All guards made from one by `with` share its connection and memory. */
 export interface Guard extends AsyncDisposable {
   /**
-   * Decides one request and takes the token off it. `route` is the framework's pattern, for events and predicates.
+   * Decides one request and takes the token off it. `route` is the framework's pattern, for events and predicates; `params` are the values
+   * that it has in this URL, for `authorize`.
    * Rejects with an AuthError (401, 403) or a ClusterError (503), whose `headers` belong on the response.
    * Resolves to undefined only when observing. Anything else it rejects with is a mistake in options or `allow`: a 500.
    */
-  check(request: IncomingRequest, route?: string): Promise<Caller | undefined>;
+  check(request: IncomingRequest, route?: string, params?: AuthorizedRequest['params']): Promise<Caller | undefined>;
   /**
    * The same for adapters, without a promise where nothing has to be waited for: a remembered caller is returned, and a refusal that is
    * certain at once is thrown.
    */
-  checkNow(request: IncomingRequest, route?: string): Caller | undefined | Promise<Caller | undefined>;
+  checkNow(...request: Parameters<Guard['check']>): Caller | undefined | Promise<Caller | undefined>;
   /** Takes the token off a request that needs no decision, so that a public route does not see it either. Leaves it while observing. */
   discard(request: IncomingRequest): void;
   /** A guard for routes that decide something for themselves. Throws a TypeError on options that are not understood. */
@@ -64,20 +69,21 @@ export type OptInGuard = Omit<Guard, 'check' | 'checkNow'>;
  */
 export function createGuard(options: GuardOptions): Guard {
   refuseUnknown('createGuard', options, [...routeOptions, ...connectionOptions]);
-  return createFamily(options, readRoute(pickRoute(options), undefined));
+  return createFamily(options, readRoute(pick(options, routeOptions), undefined));
 }
 
-/** Creates a guard whose routes alone name audience and callers. `mode` and `requirePod` are inherited by them. Throws as `createGuard` does. */
-export function createOptInGuard(options: ConnectionOptions & Pick<RouteGuard, 'mode' | 'requirePod'>): OptInGuard {
-  refuseUnknown('createOptInGuard', options, ['mode', 'requirePod', ...connectionOptions]);
-  const { mode = 'enforce', requirePod = true } = options;
-  return createFamily(options, { audiences: [], isAllowed: () => false, mayBeAllowed: () => false, mode, requirePod });
+/** Creates a guard whose routes alone name audience and callers. They inherit what else it says. Throws as `createGuard` does. */
+export function createOptInGuard(options: ConnectionOptions & Pick<RouteGuard, (typeof optInOptions)[number]>): OptInGuard {
+  refuseUnknown('createOptInGuard', options, [...optInOptions, ...connectionOptions]);
+  const settings = readSettings(pick(options, optInOptions), undefined);
+  return createFamily(options, { ...settings, audiences: [], isAllowed: () => false, mayBeAllowed: () => false });
 }
 
-function pickRoute(options: GuardOptions): RouteGuard {
-  const picked = routeOptions.filter((name) => Object.hasOwn(options, name)).map((name) => [name, options[name]]);
-  return Object.fromEntries(picked) as RouteGuard;
+function pick<O extends object, K extends keyof O>(options: O, names: readonly K[]): Pick<O, K> {
+  return Object.fromEntries(names.filter((name) => Object.hasOwn(options, name)).map((name) => [name, options[name]])) as Pick<O, K>;
 }
+
+type Params = AuthorizedRequest['params'];
 
 interface Screened {
   readonly claims: Claims;
@@ -92,7 +98,7 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
   const log = createLog(logger);
   const apiServer = connectApiServer(location, log);
   const breaker = createBreaker(() =>
-    mayReviewTokens(apiServer, trialMs).then(
+    mayCreate(apiServer, reviewKinds.TokenReviews, trialMs).then(
       () => true,
       (error: unknown) => error instanceof ApiServerError && error.reason === 'too_many_requests',
     ),
@@ -100,48 +106,69 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
   const signingKeys = createSigningKeys(apiServer, log);
   const isBySignature = memory.verification === 'signature';
   const verify = createVerification(apiServer, signingKeys);
+  const places = createPlaces();
   // By signature nobody is asked about a token, so there is nothing to stop asking.
-  const verdicts = createVerdicts(memory, isBySignature ? { isOpen: () => false, report: () => {} } : breaker, log);
+  const verdicts = createVerdicts(memory, isBySignature ? { isOpen: () => false, report: () => {} } : breaker, log, places);
+  const accesses = createVerdicts({ ...memory, verification: 'review' }, breaker, log, places, 'Access');
+  const accessPrefix = accesses.prefix([]);
   const audiences = new Set<string>();
-  const readiness = createReadiness(memory.verification, apiServer, signingKeys, audiences, log);
+  const kinds = new Set<keyof typeof reviewKinds>(isBySignature ? [] : ['TokenReviews']);
+  const readiness = createReadiness(memory.verification, apiServer, signingKeys, audiences, kinds, log);
 
   // The whole decision: read the token, recall its verdict or ask for one, is this caller allowed. A promise only where there is something to wait for.
-  function decide(route: Route, prefix: string, request: IncomingRequest, asked: AskedFor): Ruling | Promise<Ruling> {
+  function decide(route: Route, prefix: string, request: IncomingRequest, asked: AskedFor, params: Params): Ruling | Promise<Ruling> {
     const credential = takeCredential(request, header, forwardToken || route.mode === 'observe');
     if ('code' in credential) return { outcome: 'refused', ...credential, source: 'screening' };
     const { token } = credential;
     const key = verdicts.key(prefix, token, request.socket);
     const remembered = verdicts.recall(key);
-    if (remembered === undefined) return decideAnew(route, key, token, asked);
+    if (remembered === undefined) return decideAnew(route, key, token, request, asked, params);
     if (remembered.outcome === 'accepted') verdicts.hold(request.socket, prefix, token, key);
-    return admit(route, remembered, asked);
+    return admit(route, remembered, request, asked, params);
   }
 
   // Screen the token, and ask the cluster about it.
-  async function decideAnew(route: Route, key: string, token: string, asked: AskedFor): Promise<Ruling> {
+  async function decideAnew(route: Route, key: string, token: string, ...rest: [IncomingRequest, AskedFor, Params]): Promise<Ruling> {
     const screened = await screen(route, token, verdicts.isKnown(key));
     if ('outcome' in screened) return screened;
     const { claims, spender } = screened;
     const verdict = await verdicts.ask(key, spender, (budgetMs) =>
       isBySignature ? verify(token, claims, route.audiences) : reviewToken(apiServer, token, claims, route.audiences, budgetMs),
     );
-    return admit(route, verdict, asked);
+    return admit(route, verdict, ...rest);
   }
 
-  // What a verdict means on this route.
-  function admit(route: Route, verdict: Sourced, asked: AskedFor): Ruling | Promise<Ruling> {
+  // What a verdict means on this route: is this caller allowed, by the route and then by the cluster's own rules.
+  function admit(route: Route, verdict: Sourced, request: IncomingRequest, asked: AskedFor, params: Params): Ruling | Promise<Ruling> {
     if (verdict.outcome === 'unavailable') return verdict;
     if (verdict.outcome === 'refused') return { ...verdict, code: 'invalid_token' };
     const { caller, source } = verdict;
     if (route.requirePod && caller.pod === undefined) {
       return { outcome: 'refused', code: 'invalid_token', reason: 'not_bound_to_a_pod', caller, source };
     }
-    const conclude = (isAllowed: boolean): Ruling =>
-      isAllowed === true
-        ? { outcome: 'allowed', caller, source }
-        : { outcome: 'refused', code: 'caller_not_allowed', reason: 'not_in_allow', caller, source };
+    const conclude = (isAllowed: boolean): Ruling | Promise<Ruling> => {
+      if (isAllowed !== true) return { outcome: 'refused', code: 'caller_not_allowed', reason: 'not_in_allow', caller, source };
+      if (route.requirement === undefined) return { outcome: 'allowed', caller, source };
+      return authorize(caller, source, route.requirement({ ...asked, params, headers: request.headers }));
+    };
     const isAllowed = route.isAllowed(caller, asked);
     return isAllowed instanceof Promise ? isAllowed.then(conclude) : conclude(isAllowed);
+  }
+
+  // Remembered by all that the cluster is told, since its rules may look at any of it.
+  function authorize(caller: Caller, source: Sourced['source'], spec: ReturnType<Requirement>): Ruling | Promise<Ruling> {
+    const refused = { outcome: 'refused', code: 'caller_not_allowed', caller } as const;
+    if (spec === undefined) return { ...refused, reason: 'nothing_to_authorize', source };
+    const conclude = (access: Sourced): Ruling => {
+      // What was asked last decided.
+      const decided = access.source === 'cache' ? source : access.source;
+      if (access.outcome === 'accepted') return { outcome: 'allowed', caller, source: decided };
+      return access.outcome === 'refused' ? { ...access, ...refused, source: decided } : access;
+    };
+    const key = accesses.key(accessPrefix, JSON.stringify([caller.username, caller.uid, caller.groups, caller.extra, spec]));
+    const remembered = accesses.recall(key);
+    if (remembered !== undefined) return conclude(remembered);
+    return accesses.ask(key, caller.username, (budgetMs) => reviewAccess(apiServer, caller, spec, budgetMs)).then(conclude);
   }
 
   // What can be told before a review: by shape, claims and signature. Only claims that one of the cluster's keys signed say whose budget the
@@ -178,6 +205,7 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
   function guardRoute(route: Route): Guard {
     const prefix = verdicts.prefix(route.audiences);
     for (const audience of route.audiences) audiences.add(audience);
+    if (route.requirement !== undefined) kinds.add('SubjectAccessReviews');
     const enforced = route.mode === 'enforce';
     if (!enforced && route.audiences.length > 0) {
       const { audiences: named } = route;
@@ -191,10 +219,10 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
       throw ruling.outcome === 'refused' ? refusalError(ruling.code, request, header) : unavailableError(request);
     }
 
-    function checkNow(request: IncomingRequest, pattern?: string): Caller | undefined | Promise<Caller | undefined> {
+    function checkNow(request: IncomingRequest, pattern?: string, params: Params = {}): Caller | undefined | Promise<Caller | undefined> {
       const startedMs = performance.now();
       const asked: AskedFor = { method: request.method ?? 'GET', route: pattern };
-      const ruling = (enforced ? decide : observe)(route, prefix, request, asked);
+      const ruling = (enforced ? decide : observe)(route, prefix, request, asked, params);
       return ruling instanceof Promise
         ? ruling.then((late) => conclude(late, request, asked, startedMs))
         : conclude(ruling, request, asked, startedMs);
@@ -202,7 +230,7 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
 
     return {
       checkNow,
-      check: async (request, pattern) => checkNow(request, pattern),
+      check: async (...asked) => checkNow(...asked),
       discard: (request) => void takeCredential(request, header, forwardToken || !enforced),
       with: (own) => {
         refuseUnknown('a route’s guard', own, routeOptions);

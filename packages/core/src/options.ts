@@ -4,6 +4,7 @@ import type { ApiServer } from './endpoint.ts';
 import { type Admission, type Allow, readAllow } from './caller.ts';
 import type { TokenHeader } from './credential.ts';
 import type { Logger } from './logger.ts';
+import { type Authorize, readAuthorize, type Requirement } from './subject-access-review.ts';
 
 /** What a route may decide for itself. It replaces the guard's settings name by name; what is not named is inherited, `allow` excepted. */
 export interface RouteGuard {
@@ -12,6 +13,12 @@ export interface RouteGuard {
    * Required: an audience says whom a token is for, not who may call, and anyone who can create a pod can ask for any audience.
    */
   readonly allow: Allow;
+  /**
+   * What a caller that `allow` lets pass must also be allowed to do, by the cluster's own rules (RBAC): a SubjectAccessReview asks. With
+   * `allow: 'any'` RBAC alone decides. A yes is remembered for `cacheTtlMs`, a no for `refusalTtlMs`. `false`: nothing, where it would be
+   * inherited. Default: the guard's, and nothing there.
+   */
+  readonly authorize?: Authorize | false;
   /** The names that this service answers to; a token for one of them will do. Default: the guard's. */
   readonly audience?: string | readonly string[];
   /** `'observe'` never refuses: it reports what it would have done. Default `'enforce'`. */
@@ -49,10 +56,14 @@ export interface GuardOptions extends RouteGuard, ConnectionOptions {
   readonly audience: string | readonly string[];
 }
 
-export interface Route extends Admission {
-  readonly audiences: readonly string[];
+export interface Settings {
   readonly mode: 'enforce' | 'observe';
   readonly requirePod: boolean;
+  readonly requirement: Requirement | undefined;
+}
+
+export interface Route extends Admission, Settings {
+  readonly audiences: readonly string[];
 }
 
 export interface Connection {
@@ -66,7 +77,9 @@ export interface Connection {
   readonly logger: Logger | undefined;
 }
 
-export const routeOptions = ['allow', 'audience', 'mode', 'requirePod'] as const;
+export const routeOptions = ['allow', 'audience', 'authorize', 'mode', 'requirePod'] as const;
+/** What routes inherit where the guard itself names neither audience nor callers. */
+export const optInOptions = ['authorize', 'mode', 'requirePod'] as const;
 export const connectionOptions = [
   'header',
   'forwardToken',
@@ -89,12 +102,19 @@ export function refuseUnknown(where: string, options: unknown, known: readonly s
 
 /** Reads what one route says over what it inherits. Throws a TypeError that says what to write. */
 export function readRoute(route: RouteGuard, inherited: Route | undefined): Route {
-  const undefinedKey = Object.keys(route).find((key) => (route as unknown as Record<string, unknown>)[key] === undefined);
+  const settings = readSettings(route, inherited);
+  return { ...settings, audiences: readAudiences(route.audience, inherited), ...readAllow(route.allow) };
+}
+
+/** The part of it that a guard may say for its routes without having an audience itself. */
+export function readSettings(route: Partial<RouteGuard>, inherited: Settings | undefined): Settings {
+  const undefinedKey = Object.keys(route).find((key) => (route as Readonly<Record<string, unknown>>)[key] === undefined);
   if (undefinedKey !== undefined) throw new TypeError(`"${undefinedKey}" is undefined. Leave it out, or give it a value`);
-  const { allow, audience, mode = inherited?.mode ?? 'enforce', requirePod = inherited?.requirePod ?? true } = route;
+  const { authorize, mode = inherited?.mode ?? 'enforce', requirePod = inherited?.requirePod ?? true } = route;
   if (mode !== 'enforce' && mode !== 'observe') throw new TypeError(`"mode" is 'enforce' or 'observe', not ${JSON.stringify(mode)}`);
   if (typeof requirePod !== 'boolean') throw new TypeError(`"requirePod" is true or false, not ${JSON.stringify(requirePod)}`);
-  return { audiences: readAudiences(audience, inherited), ...readAllow(allow), mode, requirePod };
+  const own = authorize === undefined || authorize === false ? undefined : readAuthorize(authorize);
+  return { mode, requirePod, requirement: authorize === undefined ? inherited?.requirement : own };
 }
 
 function readAudiences(audience: unknown, inherited: Route | undefined): readonly string[] {

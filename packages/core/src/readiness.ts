@@ -5,7 +5,7 @@ import { ClusterError } from './errors.ts';
 import type { Log } from './logger.ts';
 import { aborted } from './service-client.ts';
 import type { SigningKeys } from './signing-keys.ts';
-import { mayReviewTokens, permissionHint, refuseApiServerAudience } from './token-review.ts';
+import { mayCreate, permissionHint, refuseApiServerAudience, reviewKinds } from './token-review.ts';
 
 const askMs = 5_000;
 
@@ -14,12 +14,13 @@ export interface Readiness {
   close(): void;
 }
 
-/** `audiences` may grow: those of routes that are declared later are looked at too. */
+/** `audiences` and `kinds` (what has to be created) may grow: those of routes that are declared later are looked at too. */
 export function createReadiness(
   verification: 'review' | 'signature',
   apiServer: ApiServerConnection,
   signingKeys: SigningKeys,
   audiences: Iterable<string>,
+  kinds: Iterable<keyof typeof reviewKinds>,
   log: Log,
 ): Readiness {
   let state: 'unknown' | 'warned' | 'ready' | 'closed' = 'unknown';
@@ -27,10 +28,12 @@ export function createReadiness(
   async function ask(): Promise<void> {
     await refuseApiServerAudience(apiServer, audiences);
     const hasKeys = await signingKeys.load();
-    if (verification === 'signature') {
-      if (!hasKeys) throw new ApiServerError('no_signing_keys', "verification: 'signature' needs them, from /openid/v1/jwks");
-    } else if (!(await mayReviewTokens(apiServer, askMs))) {
-      throw new ClusterError({}, permissionHint((await apiServer.ownClaims())?.identity));
+    if (verification === 'signature' && !hasKeys) {
+      throw new ApiServerError('no_signing_keys', "verification: 'signature' needs them, from /openid/v1/jwks");
+    }
+    for (const kind of kinds) {
+      if (await mayCreate(apiServer, reviewKinds[kind], askMs)) continue;
+      throw new ClusterError({}, permissionHint((await apiServer.ownClaims())?.identity, kind));
     }
   }
 

@@ -167,7 +167,7 @@ describe('readReview', () => {
 
 describe('permissionHint', () => {
   it('prints the ClusterRoleBinding to apply', () => {
-    const hint = permissionHint({ namespace: 'secret-store', name: 'secret-store' });
+    const hint = permissionHint({ namespace: 'secret-store', name: 'secret-store' }, 'TokenReviews');
     assert.match(hint, /kind: ClusterRoleBinding/);
     assert.match(hint, /name: system:auth-delegator/);
     assert.match(hint, /- kind: ServiceAccount\n {4}name: secret-store\n {4}namespace: secret-store/);

@@ -87,14 +87,15 @@ const reasons: Readonly<Record<number, string>> = {
   429: 'too_many_requests',
 };
 
-function unusable({ status, body }: Answer): { readonly outcome: 'unavailable'; readonly reason: string; readonly detail: string } {
+/** What an answer other than a 2xx means: nobody knows, and why. */
+export function unusable({ status, body }: Answer): { readonly outcome: 'unavailable'; readonly reason: string; readonly detail: string } {
   const message = parseObject(body)?.['message'];
   const reason = reasons[status] ?? (status >= 500 ? 'api_server_error' : 'unexpected_status');
   return { outcome: 'unavailable', reason, detail: printable(`${status} ${typeof message === 'string' ? message : ''}`.trim()) };
 }
 
 // The API server answers 201 when it could not look the ServiceAccount up: its own time-outs are not the token's fault.
-function isOutage(error: string): boolean {
+export function isOutage(error: string): boolean {
   const text = error.replaceAll(/^\[|\]$/g, '');
   return text.endsWith('context deadline exceeded') || text.includes(', Get "https://') || text.includes('etcdserver:');
 }
@@ -111,10 +112,11 @@ export function withoutTokens(text: string): string {
   return text.replaceAll(/\be[wy][\w-]{6,}\.[\w-]+(?:\.[\w-]*)?/g, '[token]');
 }
 
-/** Whether the cluster lets us create TokenReviews. Rejects with an ApiServerError when it cannot be asked. */
-export function mayReviewTokens(apiServer: ApiServerConnection, budgetMs: number): Promise<boolean> {
-  return mayCreate(apiServer, { group: 'authentication.k8s.io', resource: 'tokenreviews' }, budgetMs);
-}
+/** What a guard may have to create, and the API group of each. */
+export const reviewKinds = {
+  TokenReviews: { group: 'authentication.k8s.io', resource: 'tokenreviews' },
+  SubjectAccessReviews: { group: 'authorization.k8s.io', resource: 'subjectaccessreviews' },
+} as const;
 
 /** Whether the cluster lets us create objects of this kind. Rejects with an ApiServerError when it cannot be asked. */
 export async function mayCreate(
@@ -142,10 +144,10 @@ export async function mayCreate(
   throw new ApiServerError(reason, `The API server does not say whether ${kind.resource} may be created (${detail})`);
 }
 
-/** What to tell an operator whose service may not review tokens. */
-export function permissionHint(identity: Identity | undefined): string {
+/** What to tell an operator whose service may not create such reviews. */
+export function permissionHint(identity: Identity | undefined, kind: keyof typeof reviewKinds): string {
   const { namespace, name } = identity ?? { namespace: '<namespace>', name: '<serviceaccount>' };
-  return `${identity === undefined ? 'The identity in the kubeconfig' : formatUsername(identity)} may not create TokenReviews. Apply this, then try again:
+  return `${identity === undefined ? 'The identity in the kubeconfig' : formatUsername(identity)} may not create ${kind}. Apply this, then try again:
 
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRoleBinding

@@ -6,7 +6,7 @@ import { LRUCache } from 'lru-cache';
 
 import type { Breaker } from './breaker.ts';
 import type { Log } from './logger.ts';
-import { createPlaces } from './places.ts';
+import { createPlaces, type Places } from './places.ts';
 import type { Verdict } from './token-review.ts';
 
 export interface MemoryOptions {
@@ -49,7 +49,14 @@ const budgetMs = 5_000;
 // Of one ServiceAccount, of either memory.
 const shareOfOne = 1 / 10;
 
-export function createVerdicts(options: MemoryOptions, breaker: Pick<Breaker, 'isOpen' | 'report'>, log: Log): Verdicts {
+/** `places` are shared where two memories ask the same server; `subject` is what they review, for the log. */
+export function createVerdicts(
+  options: MemoryOptions,
+  breaker: Pick<Breaker, 'isOpen' | 'report'>,
+  log: Log,
+  places: Places = createPlaces(),
+  subject: 'Tokens' | 'Access' = 'Tokens',
+): Verdicts {
   const { verification: source, cacheTtlMs, refusalTtlMs } = options;
   // By signature there is no last review that could count: without keys, nobody knows.
   const staleIfErrorMs = source === 'review' ? options.staleIfErrorMs : 0;
@@ -57,7 +64,6 @@ export function createVerdicts(options: MemoryOptions, breaker: Pick<Breaker, 'i
   const acceptances = createMemory<Accepted>(maxCallers);
   const refusals = createMemory<Refused>(maxRefusals);
   const flights = new Map<string, Promise<Sourced>>();
-  const places = createPlaces();
   const processKey = randomBytes(32).toString('base64');
   const held = new WeakMap<object, { readonly prefix: string; readonly token: string; readonly key: string }>();
   let isDown = false;
@@ -108,8 +114,8 @@ export function createVerdicts(options: MemoryOptions, breaker: Pick<Breaker, 'i
   function tell(trouble: { readonly reason: string; readonly detail?: string } | undefined): void {
     if ((trouble !== undefined) === isDown) return;
     isDown = trouble !== undefined;
-    if (trouble === undefined) log.info({}, 'The API server reviews tokens again');
-    else log.warn('review_unavailable', trouble, `Tokens cannot be reviewed (${trouble.reason}): ${trouble.detail ?? 'no detail'}`);
+    if (trouble === undefined) log.info({}, `The API server reviews ${subject.toLowerCase()} again`);
+    else log.warn('review_unavailable', trouble, `${subject} cannot be reviewed (${trouble.reason}): ${trouble.detail ?? 'no detail'}`);
   }
 
   return {

@@ -4,6 +4,7 @@ import type { IncomingMessage, ServerResponse } from 'node:http';
 
 import {
   AuthError,
+  type AuthorizedRequest,
   type Caller,
   type ClientOptions,
   ClusterError,
@@ -20,7 +21,10 @@ export type {
   Allow,
   AllowPredicate,
   AskedFor,
+  Attribute,
   AuthCode,
+  Authorize,
+  AuthorizedRequest,
   Caller,
   CallerPattern,
   ClientOptions,
@@ -83,7 +87,7 @@ function asMiddleware(guard: Guard): ExpressGuard {
   const handler: Handler = (req, res, next) => {
     let refusal: Error | undefined;
     try {
-      const caller = guard.checkNow(req, routeOf(req, handler));
+      const caller = guard.checkNow(req, routeOf(req, handler), (req as { params?: AuthorizedRequest['params'] }).params);
       if (caller instanceof Promise) {
         caller
           .then((late) => pass(req, res, late))

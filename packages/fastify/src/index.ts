@@ -2,6 +2,7 @@
 
 import {
   AuthError,
+  type AuthorizedRequest,
   type Caller,
   type ClientOptions,
   ClusterError,
@@ -28,7 +29,10 @@ export type {
   Allow,
   AllowPredicate,
   AskedFor,
+  Attribute,
   AuthCode,
+  Authorize,
+  AuthorizedRequest,
   Caller,
   CallerPattern,
   ClientOptions,
@@ -198,7 +202,7 @@ function asHook(guard: Check, base: Guard | OptInGuard): FastifyGuard {
 // Undefined once the request is admitted, or a promise of it where there is something to wait for.
 function admit(guard: Check, request: FastifyRequest, reply: FastifyReply, route: string | undefined): undefined | Promise<undefined> {
   try {
-    const caller = guard.checkNow(request.raw, route);
+    const caller = guard.checkNow(request.raw, route, request.params as AuthorizedRequest['params']);
     if (!(caller instanceof Promise)) return pass(guard, request, reply, caller);
     return caller.then(
       (late) => pass(guard, request, reply, late),

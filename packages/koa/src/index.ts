@@ -2,6 +2,7 @@
 
 import {
   AuthError,
+  type AuthorizedRequest,
   type Caller,
   type ClientOptions,
   ClusterError,
@@ -19,7 +20,10 @@ export type {
   Allow,
   AllowPredicate,
   AskedFor,
+  Attribute,
   AuthCode,
+  Authorize,
+  AuthorizedRequest,
   Caller,
   CallerPattern,
   ClientOptions,
@@ -81,7 +85,7 @@ function asMiddleware(guard: Guard): KoaGuard {
   };
   const admit: Admit = (ctx, route) => {
     try {
-      const caller = guard.checkNow(ctx.req, route);
+      const caller = guard.checkNow(ctx.req, route, (ctx as { params?: AuthorizedRequest['params'] }).params);
       if (!(caller instanceof Promise)) return pass(ctx, caller);
       return caller.then(
         (late) => pass(ctx, late),
