@@ -1,12 +1,12 @@
 // The packages as they would be published: packed, linted, installed with npm into an empty project, imported and required, and run behind
-// each framework on every Node that we name, which also calls one with its built-in fetch.
+// each framework on every Node that we name, which also calls one with its built-in fetch, and runs the command.
 
 import { execFileSync, spawnSync } from 'node:child_process';
 import { mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 
-const packages = ['core', 'testing', 'fastify', 'express', 'koa'];
+const packages = ['core', 'testing', 'fastify', 'express', 'koa', 'cli'];
 const nodeVersions = ['22', '24', '26'];
 const root = join(import.meta.dirname, '..');
 const project = mkdtempSync(join(tmpdir(), 'k8s-sa-auth-packed-'));
@@ -102,7 +102,10 @@ try {
     const node = join(project, 'node_modules', `node-${version}`, 'bin', 'node');
     const exact = execFileSync(node, ['--version'], { encoding: 'utf8' }).trim();
     for (const file of readdirSync(project).filter((name) => /\.[cm]js$/.test(name))) run(node, [file], project);
-    console.log(`✓ Node ${exact}: fastify, express and koa, imported and required, and called by serviceFetch`);
+    const command = join(project, 'node_modules', '.bin', 'k8s-sa-auth');
+    run(node, [command, '--help'], project);
+    run(node, [command, 'manifests', '--callee', 'store/store', '--audience', 'store', '--caller', 'api/api'], project);
+    console.log(`✓ Node ${exact}: fastify, express and koa, imported and required, and called by serviceFetch; the command`);
   }
 } finally {
   rmSync(project, { recursive: true });
