@@ -26,6 +26,9 @@ const advice: Readonly<Record<string, string>> = {
   not_bound_to_a_pod:
     'It was made without a pod, as kubectl create token does. Send a projected token, or set requirePod: false if such callers are meant',
   not_in_allow: 'Its owner is not in allow. Add the ServiceAccount there if it may call',
+  not_authorized:
+    'No role grants it what authorize asks for. Bind one to the ServiceAccount if it may; the detail has the words of the cluster',
+  nothing_to_authorize: 'A function in authorize gave no text for this request. Look at the route and at what was asked for',
   connection_failed: "The API server cannot be reached. k8s-sa-auth doctor, in the callee's pod, tells more; is there a NetworkPolicy?",
   connection_reset: 'The API server, or something before it, ended the connection. Try again; if it stays so, look at what stands between',
   timeout: 'The API server is too slow, or something between drops what is sent. Look at its load, and at NetworkPolicies',
@@ -34,6 +37,7 @@ const advice: Readonly<Record<string, string>> = {
   answer_truncated: 'The answer was cut off on its way. Look for a proxy between the callee and the API server',
   answer_too_large: 'What answers is no API server, or one with a broken webhook. Look at what stands at its address',
   not_a_token_review: 'What answers is no API server. Look at what stands at its address',
+  not_a_subject_access_review: 'What answers is no API server. Look at what stands at its address',
   review_of_another_token: 'Something between the callee and the API server mixes up answers. Look for a proxy or a cache',
   review_of_another_service_account: 'The API server knows the token by another name than it says: an authentication webhook may rename it',
   review_timed_out_inside: 'The API server could not look the pod up in time. Look at etcd and at its load',
@@ -41,7 +45,8 @@ const advice: Readonly<Record<string, string>> = {
     "The callee's own token or CA cannot be read. Is automountServiceAccountToken off? k8s-sa-auth doctor tells more",
   own_credentials_refused:
     "The API server refuses the callee's own credential. It has ended, or is of another cluster: k8s-sa-auth doctor tells more",
-  own_permission_missing: 'The callee may not create tokenreviews. k8s-sa-auth doctor, in its pod, prints the YAML that permits it',
+  own_permission_missing:
+    'The callee may not create the review. k8s-sa-auth doctor (with --authorize, if its guard has authorize), in its pod, prints the YAML that permits it',
   too_many_requests: 'The API server limits requests. Look at its priority levels, or raise cacheTtlMs',
   api_server_error: 'The API server fails by itself. Look at its log, and at its webhooks',
   unexpected_status: 'What answers may be no API server. Look at what stands at its address',
