@@ -25,6 +25,11 @@ export interface Answer {
 /** What a request says of the answer that it wants. */
 export interface Wanted {
   readonly mediaType: 'application/json' | 'application/yaml';
+  /**
+   * What an object may be shown as, by preference: `Table`, `PartialObjectMetadata`, `PartialObjectMetadataList`, or as itself, which is
+   * the empty text.
+   */
+  readonly as: readonly string[];
   readonly pretty: boolean;
   readonly gzip: boolean;
 }
@@ -41,30 +46,52 @@ export const flowHeaders: Readonly<Record<string, string>> = {
 };
 
 /** The media types in which objects are answered, as a refusal lists them. */
-const objectTypes: readonly string[] = ['application/json', 'application/yaml', 'application/vnd.kubernetes.protobuf'];
+export const objectTypes: readonly string[] = ['application/json', 'application/yaml', 'application/vnd.kubernetes.protobuf'];
 
-/** Says whether one of these media types would be taken. */
-export function accepts(request: IncomingMessage, available: readonly string[]): boolean {
-  const accept = request.headers.accept;
-  if (accept === undefined || accept.trim() === '') return true;
-  const asked = accept.split(',').map((one) => (one.split(';')[0] ?? '').trim());
-  return asked.some((one) => one === '*/*' || available.some((type) => type === one || `${type.split('/')[0]}/*` === one));
+/**
+ * Throws a 406 {@link StatusError} where none of these media types is taken. As go-restful, which finds the route, it knows no
+ * `application/*`.
+ */
+export function checkAcceptable({ headers }: IncomingMessage, available: readonly string[] = objectTypes): void {
+  const clauses = (headers.accept ?? '').split(',').map((one) => (one.split(';')[0] ?? '').trim());
+  if (headers.accept === undefined || headers.accept === '' || clauses.some((one) => one === '*/*' || available.includes(one))) return;
+  throw notAcceptable(available);
 }
 
 /** Reads what answer is wanted. A type that nobody has is JSON here: the refusal itself has to be readable. */
-export function readWanted(request: IncomingMessage, query: URLSearchParams): Wanted {
-  const agent = request.headers['user-agent'] ?? '';
-  const pretty = query.get('pretty');
+export function readWanted({ headers }: IncomingMessage, query: URLSearchParams): Wanted {
+  const agent = headers['user-agent'] ?? '';
+  const pretty = query.get('pretty') ?? '';
+  const clauses = parseAccept(headers.accept ?? '');
   return {
-    mediaType: !accepts(request, ['application/json']) && accepts(request, ['application/yaml']) ? 'application/yaml' : 'application/json',
-    pretty: pretty === null ? /^(curl|Wget|Mozilla)\//.test(agent) : pretty !== 'false' && pretty !== '0',
-    gzip: /\bgzip\b/.test(request.headers['accept-encoding'] ?? ''),
+    mediaType: clauses[0]?.mediaType ?? 'application/json',
+    as: clauses.length === 0 ? [''] : clauses.map(({ as }) => as),
+    // strconv.ParseBool
+    pretty: pretty === '' ? /^(curl|Wget|Mozilla\/5\.0)/.test(agent) : /^(1|t|T|TRUE|true|True)$/.test(pretty),
+    gzip: /\bgzip\b/.test(headers['accept-encoding'] ?? ''),
   };
 }
 
-/** Throws a 406 {@link StatusError} where no object could be answered in a form that the request takes. */
-export function checkAcceptable(request: IncomingMessage): void {
-  if (!accepts(request, ['application/json', 'application/yaml'])) throw notAcceptable(objectTypes);
+interface Clause {
+  readonly mediaType: Wanted['mediaType'];
+  readonly as: string;
+  readonly quality: number;
+}
+
+// Of what is taken, by preference: the quality that is said, then the order. Protobuf is not answered.
+function parseAccept(accept: string): readonly Clause[] {
+  return accept
+    .split(',')
+    .flatMap((clause): readonly Clause[] => {
+      const [type = '', ...rest] = clause.split(';').map((one) => one.trim());
+      const parameters = new Map(rest.map((one) => [one.slice(0, one.indexOf('=')), one.slice(one.indexOf('=') + 1)]));
+      const isJson = ['application/json', 'application/*', '*/*', ''].includes(type);
+      if (!isJson && type !== 'application/yaml') return [];
+      const mediaType = isJson ? 'application/json' : 'application/yaml';
+      const as = parameters.get('g') === 'apidiscovery.k8s.io' ? '' : (parameters.get('as') ?? '');
+      return [{ mediaType, as, quality: Number(parameters.get('q') ?? 1) }];
+    })
+    .toSorted((one, other) => other.quality - one.quality);
 }
 
 /** The answer to a refusal. */
@@ -90,7 +117,8 @@ export function send(response: ServerResponse, answer: Answer, wanted: Wanted): 
     'Audit-Id': randomUUID(),
     'Cache-Control': 'no-cache, private',
     'Content-Type': isText ? 'text/plain; charset=utf-8' : wanted.mediaType,
-    ...(isText ? { 'X-Content-Type-Options': 'nosniff' } : {}),
+    // What says itself of which type it is does not come from Go's http.Error.
+    ...(isText && headers['Content-Type'] === undefined ? { 'X-Content-Type-Options': 'nosniff' } : {}),
     ...(status === 401 ? {} : flowHeaders),
     ...(isCompressed ? { 'Content-Encoding': 'gzip', Vary: 'Accept-Encoding' } : {}),
     ...headers,
@@ -123,7 +151,8 @@ function sendStream(response: ServerResponse, stream: NonNullable<Answer['stream
 }
 
 function encode(body: object, { mediaType, pretty }: Wanted): string {
-  if (mediaType === 'application/json') return pretty ? `${JSON.stringify(body, undefined, 2)}\n` : JSON.stringify(body);
+  // Go's encoder ends a line; what is indented does not come from it.
+  if (mediaType === 'application/json') return pretty ? JSON.stringify(body, undefined, 2) : `${JSON.stringify(body)}\n`;
   // YAML 1.1, as Go's encoder writes it: there a time without quotes would be no string.
   return stringifyYaml(body, { version: '1.1', sortMapEntries: true, indentSeq: false, lineWidth: 0 });
 }

@@ -1,8 +1,8 @@
 // The only place that knows the authority's paths: what each request goes through, and which part answers it.
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import { setTimeout as delay } from 'node:timers/promises';
-import { accepts, checkAcceptable, flowHeaders, readWanted, refusal, send } from './answer.ts';
-import type { Answer } from './answer.ts';
+import { checkAcceptable, flowHeaders, objectTypes, readWanted, refusal, send } from './answer.ts';
+import type { Answer, Wanted } from './answer.ts';
 import { createAuthenticator, Panic } from './authentication.ts';
 import type { Authentication } from './authentication.ts';
 import type { CallLog } from './calls.ts';
@@ -10,11 +10,12 @@ import type { Cluster } from './cluster.ts';
 import { readClientCertificate } from './client-certificates.ts';
 import { controlPath } from './control.ts';
 import type { Control } from './control.ts';
-import { answerDiscovery } from './discovery.ts';
+import { answerDiscovery, hasGroup } from './discovery.ts';
 import { mediaTypeOf, readAny, readBody, readObject, readPatched } from './exchange.ts';
 import type { Exchange } from './exchange.ts';
 import type { Faults, Strike } from './faults.ts';
 import { answerHealth } from './health.ts';
+import { readRecord } from './json.ts';
 import { impersonate } from './impersonation.ts';
 import { authorize } from './nodes.ts';
 import { forbidden } from './rbac.ts';
@@ -23,7 +24,7 @@ import { createRegistry } from './registry.ts';
 import type { Controllers } from './registry.ts';
 import { formatGroupVersion, resourceKinds } from './resources.ts';
 import { createReviews } from './reviews.ts';
-import { notAcceptable, StatusError, timedOut, unauthorized } from './status.ts';
+import { methodNotAllowed, noSuchResource, notNegotiable, StatusError, timedOut, unauthorized } from './status.ts';
 import { parseTarget } from './target.ts';
 import type { Target } from './target.ts';
 
@@ -58,6 +59,9 @@ const version = {
   platform: 'linux/amd64',
 };
 
+const json = 'application/json';
+const keySet = 'application/jwk-set+json';
+
 /** Makes the handler of every request. */
 export function createApi({
   cluster,
@@ -76,7 +80,7 @@ export function createApi({
   async function answer(request: IncomingMessage, response: ServerResponse): Promise<void> {
     const target = parseTarget(request.method ?? 'GET', request.url ?? '/');
     const wanted = readWanted(request, target.query);
-    const exchange: Exchange = { request, target, body: await readBody(request), user: undefined, warnings: [] };
+    const exchange: Exchange = { request, target, body: await readBody(request), user: undefined, warnings: [], wanted };
     if (control !== undefined && target.path.startsWith(controlPath)) {
       send(response, await answerControl(exchange, control), wanted);
       return;
@@ -164,23 +168,22 @@ export function createApi({
   }
 
   function answerPath({ request, target }: Exchange, path: string, outage: { readonly delayMs?: number | undefined } | undefined): Answer {
-    const isRead = request.method === 'GET' || request.method === 'HEAD';
-    const published = { 'Cache-Control': 'public, max-age=3600' };
-    const health = isRead ? answerHealth(path, target.query, outage !== undefined) : undefined;
+    const health = answerHealth(path, target.query, outage !== undefined);
     if (health !== undefined) return { ...health, ...(outage?.delayMs === undefined ? {} : { afterMs: outage.delayMs }) };
-    if (isRead && path.replace(/\/$/, '') === '/version') return { status: 200, body: version };
-    if (isRead && path === '/.well-known/openid-configuration') {
-      if (!accepts(request, ['application/json'])) throw notAcceptable(['application/json']);
-      return { status: 200, headers: published, body: describeIssuer() };
-    }
-    if (isRead && path === '/openid/v1/jwks') {
+    const published = { 'Cache-Control': 'public, max-age=3600' };
+    const routes: Readonly<Record<string, { readonly mediaType: string; readonly answer: () => Answer }>> = {
+      '/version': { mediaType: json, answer: () => answerJson(json, JSON.stringify(version, undefined, 2)) },
+      '/.well-known/openid-configuration': { mediaType: json, answer: () => answerJson(json, JSON.stringify(describeIssuer()), published) },
       // Here plain application/json is refused.
-      const mediaType = 'application/jwk-set+json';
-      if (!accepts(request, [mediaType])) throw notAcceptable([mediaType]);
-      return { status: 200, headers: { ...published, 'Content-Type': mediaType }, body: cluster.keys.keySet() };
+      '/openid/v1/jwks': { mediaType: keySet, answer: () => answerJson(keySet, JSON.stringify(cluster.keys.keySet()), published) },
+    };
+    const route = routes[path.replace(/\/$/, '')];
+    if (route === undefined) {
+      return answerDiscovery(request, path, new URL(url()).host) ?? { status: 404, body: '404 page not found\n' };
     }
-    const discovered = isRead ? answerDiscovery(request, path, new URL(url()).host) : undefined;
-    return discovered ?? { status: 404, body: '404 page not found\n' };
+    if (request.method !== 'GET') throw methodNotAllowed();
+    checkAcceptable(request, [route.mediaType]);
+    return route.answer();
   }
 
   function describeIssuer(): object {
@@ -201,11 +204,14 @@ export function createApi({
   ): Answer {
     const { target, request } = exchange;
     const { group, resource, subresource = '', name = '', namespace = '', verb } = attributes;
+    if (!hasGroup(group)) return { status: 404, body: '404 page not found\n' };
+    if (target.isDeeper) throw noSuchResource();
     const kind = resourceKinds.find((one) => one.resource === resource && one.group === group);
     const isKept = kind !== undefined && target.version === 'v1' && subresource !== 'token';
     if (strike?.fault === 'etcd-outage' && verb !== 'watch' && (isKept || subresource === 'token')) return timeOut(verb, strike);
-    if (!isKept) return review({ exchange, user, strike });
-    checkAcceptable(request);
+    if (!isKept) return present(review({ exchange, user, strike }), exchange.wanted);
+    // Node has no answer to a HEAD of its own, and a real API server has none at all.
+    if (request.method === 'HEAD') throw methodNotAllowed();
     const type = { kind: kind.kind, apiVersion: formatGroupVersion(kind.group) };
     return registry({
       verb,
@@ -215,8 +221,9 @@ export function createApi({
       subresource,
       user,
       query: target.query,
-      accept: request.headers.accept ?? '',
+      as: exchange.wanted.as[0] ?? '',
       mediaType: mediaTypeOf(request),
+      route: () => checkAcceptable(request),
       body: () => readObject(exchange, type),
       anyBody: () => readAny(exchange),
       patched: (object, shown) => readPatched(exchange, type, object, shown),
@@ -230,6 +237,19 @@ export function createApi({
       if (!signal.aborted && !request.errored) process.emitWarning(error instanceof Error ? error : String(error));
     });
   };
+}
+
+// What is JSON whatever form was asked for.
+function answerJson(mediaType: string, body: string, headers: Readonly<Record<string, string>> = {}): Answer {
+  return { status: 200, headers: { ...headers, 'Content-Type': mediaType }, body };
+}
+
+// A review can be shown as its metadata, and in no columns.
+function present(answer: Answer, { as }: Wanted): Answer {
+  const chosen = as.find((one) => one === '' || one === 'PartialObjectMetadata');
+  if (chosen === undefined) throw notNegotiable(objectTypes);
+  const { metadata } = readRecord(answer.body);
+  return chosen === '' ? answer : { ...answer, body: { kind: chosen, apiVersion: 'meta.k8s.io/v1', metadata } };
 }
 
 // What is not read from memory ends with the time that a request has: 34 s for a change, 60 s for all else.

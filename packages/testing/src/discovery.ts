@@ -2,30 +2,46 @@
 // OpenAPI as kubectl looks at before it applies a manifest.
 import { createHash } from 'node:crypto';
 import type { IncomingMessage } from 'node:http';
+import { checkAcceptable } from './answer.ts';
 import type { Answer } from './answer.ts';
 import { formatGroupVersion, resourceKinds, reviewKinds, verbsOf } from './resources.ts';
 import type { ResourceKind, ReviewKind, Subresource } from './resources.ts';
+import { methodNotAllowed, noSuchResource } from './status.ts';
 
 // In the order in which a real API server lists them.
 const groups = ['apps', 'authentication.k8s.io', 'authorization.k8s.io', 'rbac.authorization.k8s.io', 'flowcontrol.apiserver.k8s.io'];
 
-/** Answers a path of discovery; `undefined` where it is none. `address` is the server's, `host:port`. */
-export function answerDiscovery({ headers }: IncomingMessage, path: string, address: string): Answer | undefined {
+/** Says whether the API has this group; the oldest is the empty text. */
+export function hasGroup(group: string): boolean {
+  return group === '' || groups.includes(group);
+}
+
+/** Answers a path of discovery; `undefined` where it is none. `address` is the server's, `host:port`. Throws a {@link StatusError}. */
+export function answerDiscovery(request: IncomingMessage, path: string, address: string): Answer | undefined {
   const parts = path.split('/').filter((part) => part !== '');
   const [root, group = '', version, ...rest] = parts[0] === 'api' ? ['api', '', ...parts.slice(1)] : parts;
+  if (root === undefined) return { status: 200, body: { paths: listPaths() } };
   if (root === 'openapi') return answerOpenApi(parts.slice(1));
-  if ((root !== 'api' && root !== 'apis') || rest.length > 0) return undefined;
-  if (version !== undefined) {
-    const isKnown = version === 'v1' && (root === 'api' || groups.includes(group));
-    return isKnown ? { status: 200, body: listResources(group) } : undefined;
+  if ((root !== 'api' && root !== 'apis') || !hasGroup(group)) return undefined;
+  // The groups are told by the aggregator, which looks at no method.
+  if (root === 'api' || version !== undefined) {
+    if ((version !== undefined && version !== 'v1') || rest.length > 0) throw noSuchResource();
+    if (request.method !== 'GET') throw methodNotAllowed();
+    checkAcceptable(request);
   }
-  if (group !== '')
-    return groups.includes(group) ? { status: 200, body: { kind: 'APIGroup', apiVersion: 'v1', ...describeGroup(group) } } : undefined;
-  const [, aggregated] = /;g=apidiscovery\.k8s\.io;v=(v2|v2beta1);as=APIGroupDiscoveryList/.exec(headers.accept ?? '') ?? [];
+  if (version !== undefined) return { status: 200, body: listResources(group) };
+  if (group !== '') return { status: 200, body: { kind: 'APIGroup', apiVersion: 'v1', ...describeGroup(group) } };
+  const [, aggregated] = /;g=apidiscovery\.k8s\.io;v=(v2|v2beta1);as=APIGroupDiscoveryList/.exec(request.headers.accept ?? '') ?? [];
   if (aggregated !== undefined) return aggregate(root === 'api' ? [''] : groups, aggregated);
   if (root === 'apis') return { status: 200, body: { kind: 'APIGroupList', apiVersion: 'v1', groups: groups.map(describeGroup) } };
   const serverAddressByClientCIDRs = [{ clientCIDR: '0.0.0.0/0', serverAddress: address }];
   return { status: 200, body: { kind: 'APIVersions', versions: ['v1'], serverAddressByClientCIDRs } };
+}
+
+function listPaths(): readonly string[] {
+  const ofGroups = groups.flatMap((group) => [`/apis/${group}`, `/apis/${group}/v1`]);
+  const others = ['/healthz', '/livez', '/openapi/v2', '/openapi/v3', '/openid/v1/jwks', '/readyz', '/version'];
+  return ['/.well-known/openid-configuration', '/api', '/api/v1', '/apis', '/apis/', ...ofGroups.toSorted(), ...others];
 }
 
 function describeGroup(name: string): object {

@@ -1,7 +1,7 @@
 // One request on its way to its answer: who asks, for what, and its body in the forms in which it may have been sent.
 import type { IncomingMessage } from 'node:http';
 import { parse as parseYaml } from 'yaml';
-import { checkAcceptable } from './answer.ts';
+import type { Wanted } from './answer.ts';
 import { decodeBody, decodeObject, formatFaults, parseBody, refuseBody } from './decoding.ts';
 import type { BodyType, DecodedBody, ParsedBody } from './decoding.ts';
 import type { JsonRecord } from './json.ts';
@@ -19,6 +19,7 @@ export interface Exchange {
   readonly body: Buffer | undefined;
   user: UserInfo | undefined;
   readonly warnings: string[];
+  readonly wanted: Wanted;
 }
 
 const sizeLimit = 3 * 1024 * 1024;
@@ -67,7 +68,6 @@ function validate(
 
 /** Reads a body that may be anything, or missing: a patch, or the options of a deletion. Throws a {@link StatusError}. */
 export function readAny(exchange: Exchange): unknown {
-  checkAcceptable(exchange.request);
   const mediaType = mediaTypeOf(exchange.request);
   const bytes = whole(exchange);
   if (bytes.length === 0) return undefined;
@@ -80,9 +80,10 @@ export function readAny(exchange: Exchange): unknown {
   }
 }
 
-/** The body's media type, without its parameters. */
+/** The body's media type in lower case, without its parameters; empty where they are no parameters. */
 export function mediaTypeOf({ headers }: IncomingMessage): string {
-  return (headers['content-type'] ?? 'application/json').split(';')[0]?.trim() ?? '';
+  const [type = '', ...parameters] = (headers['content-type'] || 'application/json').split(';').map((one) => one.trim());
+  return parameters.every((one) => one === '' || one.includes('=')) ? type.toLowerCase() : '';
 }
 
 /** Who a change is attributed to: the User-Agent up to its version. */
@@ -103,7 +104,6 @@ export async function readBody(request: IncomingMessage): Promise<Buffer | undef
 }
 
 function open(exchange: Exchange): { readonly mediaType: string; readonly body: Buffer } {
-  checkAcceptable(exchange.request);
   const mediaType = mediaTypeOf(exchange.request);
   if (!['application/json', 'application/yaml', protobufType].includes(mediaType)) {
     throw unsupported(`application/json, application/yaml, ${protobufType}`);

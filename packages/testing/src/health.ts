@@ -40,7 +40,7 @@ const etcdTimeoutMs = 2000;
 
 /** Answers `/healthz`, `/livez`, `/readyz` and single checks below them; `undefined` for another path. */
 export function answerHealth(path: string, query: URLSearchParams, isStorageFrozen: boolean): Answer | undefined {
-  const [, name = '', check] = /^\/(healthz|livez|readyz)(?:\/(.+))?\/?$/.exec(path) ?? [];
+  const [, name = '', check] = /^\/(healthz|livez|readyz)(?:\/(.+))?$/.exec(path) ?? [];
   if (name === '') return undefined;
   const known = name === 'readyz' ? [...checks, ...readinessOnly] : checks;
   const excluded = query.getAll('exclude');
@@ -51,7 +51,7 @@ export function answerHealth(path: string, query: URLSearchParams, isStorageFroz
   if (check !== undefined) {
     return failing.length > 0
       ? { status: 500, ...afterMs, body: 'internal server error: etcd failed: reason withheld\n' }
-      : { status: 200, body: 'ok' };
+      : { status: 200, headers: { 'Content-Type': 'text/plain; charset=utf-8' }, body: 'ok' };
   }
   if (failing.length === 0 && !query.has('verbose')) return { status: 200, body: 'ok' };
   const lines = told.map((one) => (failing.includes(one) ? `[-]${one} failed: reason withheld` : `[+]${one} ok`));

@@ -1,4 +1,5 @@
 // The only place that knows how objects are shown: one or many, page by page, as a table, or one change after another.
+import { objectTypes } from './answer.ts';
 import type { Answer } from './answer.ts';
 import type { Cluster } from './cluster.ts';
 import type { Change, ClusterObject } from './objects.ts';
@@ -6,7 +7,7 @@ import type { ObjectRequest } from './registry.ts';
 import { formatGroupVersion } from './resources.ts';
 import type { ResourceKind } from './resources.ts';
 import { parseSelectors } from './selectors.ts';
-import { formatStatus, StatusError } from './status.ts';
+import { formatStatus, notNegotiable, StatusError } from './status.ts';
 import { formatTable } from './tables.ts';
 import type { Included } from './tables.ts';
 
@@ -19,12 +20,16 @@ export interface Listing {
   watch(asked: ObjectRequest): Answer;
 }
 
+const partial = { kind: 'PartialObjectMetadata', apiVersion: 'meta.k8s.io/v1' };
+
 /** Makes the listing of one cluster's objects. */
 export function createListing(cluster: Cluster): Listing {
   const { objects } = cluster;
 
-  function present({ accept, query, kind }: ObjectRequest, object: ClusterObject, status = 200): Answer {
-    if (!wantsTable(accept)) return { status, body: object };
+  function present({ as, query, kind }: ObjectRequest, object: ClusterObject, status = 200): Answer {
+    if (as === 'PartialObjectMetadata') return { status, body: { ...partial, metadata: object.metadata } };
+    if (as !== '' && as !== 'Table') throw notNegotiable(objectTypes);
+    if (as !== 'Table') return { status, body: object };
     return { status, body: tableOf(kind, [object], object.metadata.resourceVersion, query) };
   }
 
@@ -45,7 +50,7 @@ export function createListing(cluster: Cluster): Listing {
   }
 
   function list(asked: ObjectRequest): Answer {
-    const { kind, query, accept } = asked;
+    const { kind, query, as } = asked;
     const all = matching(asked);
     const after = Buffer.from(query.get('continue') ?? '', 'base64url').toString();
     const start = after === '' ? 0 : all.findIndex((one) => keyOf(one) > after);
@@ -56,7 +61,12 @@ export function createListing(cluster: Cluster): Listing {
     const rest =
       left > 0 && last !== undefined ? { continue: Buffer.from(keyOf(last)).toString('base64url'), remainingItemCount: left } : {};
     const resourceVersion = objects.version();
-    if (wantsTable(accept)) return { status: 200, body: tableOf(kind, page, resourceVersion, query, rest) };
+    if (as === 'Table') return { status: 200, body: tableOf(kind, page, resourceVersion, query, rest) };
+    if (as === 'PartialObjectMetadataList') {
+      const items = page.map(({ metadata }) => ({ metadata }));
+      return { status: 200, body: { kind: as, apiVersion: 'meta.k8s.io/v1', metadata: { resourceVersion, ...rest }, items } };
+    }
+    if (as !== '') throw notNegotiable(objectTypes);
     // In a list the items do not say again what they are.
     const items = page.map(withoutType);
     const apiVersion = formatGroupVersion(kind.group);
@@ -64,7 +74,7 @@ export function createListing(cluster: Cluster): Listing {
   }
 
   function watch(asked: ObjectRequest): Answer {
-    const { kind, namespace, query, accept } = asked;
+    const { kind, namespace, query, as } = asked;
     const test = parseSelectors(query);
     const from = query.get('resourceVersion') ?? '';
     const initial = query.get('sendInitialEvents') === 'true';
@@ -76,7 +86,7 @@ export function createListing(cluster: Cluster): Listing {
       seconds: Number(query.get('timeoutSeconds') ?? 0),
       stream(write) {
         const tell = ({ type, object }: Change): void =>
-          write({ type, object: wantsTable(accept) ? tableOf(kind, [object], object.metadata.resourceVersion, query) : object });
+          write({ type, object: present({ ...asked, as: as === 'Table' || as === '' ? as : 'PartialObjectMetadata' }, object).body });
         const missed = from === '' || from === '0' || initial ? [] : objects.since(Number(from));
         if (missed === undefined) {
           write({ type: 'ERROR', object: formatStatus(new StatusError(410, 'Expired', `too old resource version: ${from}`)) });
@@ -102,10 +112,6 @@ export function createListing(cluster: Cluster): Listing {
 function withoutType(object: ClusterObject): object {
   const { kind: _, apiVersion: __, ...item } = object;
   return item;
-}
-
-function wantsTable(accept: string): boolean {
-  return /;as=Table\b/.test(accept);
 }
 
 function readIncluded(query: URLSearchParams): Included {

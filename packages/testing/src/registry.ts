@@ -1,4 +1,5 @@
 // The only place that answers what is asked of the kept objects: create, get, list, watch, update, patch and delete.
+import { randomUUID } from 'node:crypto';
 import { isDeepStrictEqual } from 'node:util';
 import { admit, checkUpdate } from './admission.ts';
 import type { Answer } from './answer.ts';
@@ -8,13 +9,13 @@ import type { JsonRecord } from './json.ts';
 import { createListing } from './listing.ts';
 import { formatTime } from './objects.ts';
 import type { ClusterObject, NewObject } from './objects.ts';
-import { applyPatch, showPatch } from './patch.ts';
+import { applyPatch, isPatchType, showPatch } from './patch.ts';
 import { restrictNode } from './nodes.ts';
 import type { Change } from './nodes.ts';
 import type { UserInfo } from './rbac.ts';
 import { verbsOf } from './resources.ts';
 import type { ResourceKind } from './resources.ts';
-import { badRequest, conflict, methodNotAllowed, noSuchResource } from './status.ts';
+import { badRequest, conflict, methodNotAllowed, noSuchResource, unknownPatchType } from './status.ts';
 
 /** What follows a change that was asked for over the API: what a cluster's controllers and kubelets do by themselves. */
 export interface Controllers {
@@ -36,9 +37,12 @@ export interface ObjectRequest {
   /** Who asks. */
   readonly user: UserInfo;
   readonly query: URLSearchParams;
-  readonly accept: string;
+  /** What the answer is to be shown as: `Table`, `PartialObjectMetadata`, `PartialObjectMetadataList`, or empty for what it is. */
+  readonly as: string;
   /** The body's media type. */
   readonly mediaType: string;
+  /** Throws a {@link StatusError} where no answer would be taken. */
+  readonly route: () => void;
   /** Reads the body; throws a {@link StatusError} where it is of another kind. */
   readonly body: () => JsonRecord;
   /** Reads the body of a patch or of DeleteOptions, which may be missing. */
@@ -60,7 +64,9 @@ export function createRegistry(cluster: Cluster, controllers?: Controllers): (as
     if (!kind.namespaced && namespace !== '' && kind.kind !== 'Namespace') throw noSuchResource();
     const known = subresource === '' ? verbsOf(kind) : kind.subresources?.find((one) => one.name === subresource)?.verbs;
     if (known === undefined) throw noSuchResource();
-    if (!known.includes(verb)) throw methodNotAllowed();
+    if (!known.includes(verb) || (name === '' && ['update', 'patch'].includes(verb))) throw methodNotAllowed();
+    asked.route();
+    if (verb === 'patch' && !isPatchType(asked.mediaType)) throw unknownPatchType();
     if (verb === 'get') return listing.present(asked, find(asked));
     if (verb === 'list') return listing.list(asked);
     if (verb === 'watch') return listing.watch(asked);
@@ -81,7 +87,7 @@ export function createRegistry(cluster: Cluster, controllers?: Controllers): (as
     restrict(asked, 'CREATE', sent);
     const object = admit(cluster, kind, namespace, sent);
     if (isDryRun(query)) {
-      const metadata = { ...object.metadata, uid: '', resourceVersion: '', creationTimestamp: formatTime(cluster.now()) };
+      const metadata = { ...object.metadata, uid: randomUUID(), resourceVersion: undefined, creationTimestamp: formatTime(cluster.now()) };
       return listing.present(asked, { ...object, metadata }, 201);
     }
     const created = objects.create(object);
@@ -150,7 +156,7 @@ export function createRegistry(cluster: Cluster, controllers?: Controllers): (as
   }
 
   function removeAll(asked: ObjectRequest): Answer {
-    const answered = listing.list({ ...asked, accept: '' });
+    const answered = listing.list({ ...asked, as: '' });
     for (const object of listing.matching(asked)) remove(asked, object);
     return answered;
   }

@@ -9,6 +9,7 @@ import {
   subjectAccessReviewType,
 } from './access-review.ts';
 import type { AccessReviewSpec } from './access-review.ts';
+import { checkAcceptable } from './answer.ts';
 import type { Answer } from './answer.ts';
 import type { Authenticator } from './authentication.ts';
 import type { Cluster } from './cluster.ts';
@@ -58,8 +59,9 @@ export function createReviews(cluster: Cluster, authenticator: Authenticator): (
       '/v1/serviceaccounts/token': () => createToken(exchange, user, namespace, name),
     }[at];
     const isNamespaced = subresource === 'token' || resource === 'localsubjectaccessreviews';
-    if (create === undefined || (namespace !== '') !== isNamespaced) throw noSuchResource();
+    if (create === undefined || (namespace !== '') !== isNamespaced || (name !== '') !== (subresource === 'token')) throw noSuchResource();
     if (exchange.request.method !== 'POST') throw methodNotAllowed();
+    checkAcceptable(exchange.request);
     return create();
   };
 

@@ -82,6 +82,11 @@ export function notAcceptable(available: readonly string[]): StatusError {
   return new StatusError(406, 'NotAcceptable', `406: Not Acceptable\n\nAvailable representations: ${available.join(', ')}`, {});
 }
 
+/** 406 where a media type is taken, but not what an object is to be shown as. */
+export function notNegotiable(available: readonly string[]): StatusError {
+  return new StatusError(406, 'NotAcceptable', `only the following media types are accepted: ${available.join(', ')}`);
+}
+
 /** 409. */
 export function conflict(kind: string, name: string, message: string, group = ''): StatusError {
   return new StatusError(409, 'Conflict', `Operation cannot be fulfilled on ${qualified(kind, group)} "${name}": ${message}`, {
@@ -94,6 +99,11 @@ export function conflict(kind: string, name: string, message: string, group = ''
 /** 504. */
 export function timedOut(reason: string): StatusError {
   return new StatusError(504, 'Timeout', `Timeout: ${reason}`, {});
+}
+
+/** 415 of a patch, as the router words it. */
+export function unknownPatchType(): StatusError {
+  return new StatusError(415, 'UnsupportedMediaType', '415: Unsupported Media Type', {});
 }
 
 /** 422; a kind that is empty is left out of the details, as in the answers to access reviews. */

@@ -8,37 +8,42 @@ export interface Target {
   readonly query: URLSearchParams;
   /** The group's version, of a resource. */
   readonly version: string;
+  /** Whether the path goes on below a subresource, where nothing is. */
+  readonly isDeeper: boolean;
 }
 
 /** Reads what a request asks for, as apiserver's RequestInfo does. */
 export function parseTarget(method: string, url: string): Target {
   const [pathname = '/', query = ''] = url.split('?', 2);
   const searchParams = new URLSearchParams(query);
-  const at = { path: pathname, query: searchParams };
-  const segments = pathname.split('/').filter((segment) => segment !== '');
+  // Decoded as a whole: a slash that was escaped parts what it stands between.
+  const path = decode(pathname);
+  const at = { path, query: searchParams };
+  const segments = path.split('/').filter((segment) => segment !== '');
   const [root, ...rest] = segments;
   const [group, version, ...parts] = root === 'api' ? ['', ...rest] : root === 'apis' ? rest : [];
   if (group === undefined || version === undefined || parts.length === 0) {
-    return { ...at, version: '', attributes: { verb: method.toLowerCase(), path: pathname } };
+    return { ...at, version: '', isDeeper: false, attributes: { verb: method.toLowerCase(), path } };
   }
   const [first, second, ...inner] = parts;
   // `namespaces/x/status` is the namespace's own, though it looks like a kind within it.
   const inNamespace =
     first === 'namespaces' && second !== undefined && inner.length > 0 && !['status', 'finalize'].includes(inner[0] ?? '');
-  const [resource = '', name = '', subresource = ''] = inNamespace ? inner : parts;
-  const namespace = first === 'namespaces' && second !== undefined ? decode(second) : '';
+  const [resource = '', name = '', subresource = '', ...deeper] = inNamespace ? inner : parts;
+  const namespace = first === 'namespaces' && second !== undefined ? second : '';
   const verb = verbOf(method, name === '', searchParams);
   // A list of one name is asked for as that name, so that a role with resourceNames may allow it.
   const [, selected = ''] = /(?:^|,)metadata\.name==?([^,]+)/.exec(searchParams.get('fieldSelector') ?? '') ?? [];
   return {
     ...at,
     version,
+    isDeeper: deeper.length > 0 || /.\/\//.test(path),
     attributes: {
       verb,
       group,
       resource,
       subresource,
-      name: name === '' && ['list', 'watch', 'deletecollection'].includes(verb) ? selected : decode(name),
+      name: name === '' && ['list', 'watch', 'deletecollection'].includes(verb) ? selected : name,
       namespace,
       ...(searchParams.has('fieldSelector') ? { fieldSelector: searchParams.get('fieldSelector') ?? '' } : {}),
     },
