@@ -3,6 +3,8 @@
 
 import { parseArgs } from 'node:util';
 
+import { describeToken } from '@k8s-sa-auth/core/diagnosis';
+
 /** A mistake in the command line: it ends the process with 2. */
 export class UsageError extends Error {}
 
@@ -25,11 +27,17 @@ type Value<O extends Option> = O extends { readonly type: 'boolean' }
 /** What was given; absent where it was not. */
 export type Values<Options extends Readonly<Record<string, Option>>> = { readonly [Name in keyof Options]?: Value<Options[Name]> };
 
-/** Reads what follows a command's name. Throws a UsageError on an option that is unknown, empty, or given twice where once is meant. */
+/**
+ * Reads what follows a command's name. Throws a UsageError on an option that is unknown, empty, or given twice where once is meant, and on a
+ * token, wherever it stands.
+ */
 export function readArguments<const Options extends Readonly<Record<string, Option>>>(
   args: readonly string[],
   options: Options,
 ): { readonly values: Values<Options>; readonly positionals: readonly string[] } {
+  if (args.some((arg) => isToken(arg.slice(arg.indexOf('=') + 1)))) {
+    throw new UsageError('a token does not belong on a command line, where every process can read it: name a file, or pipe it in');
+  }
   const { values, positionals, tokens } = parse(args, options);
   const seen = new Set<string>();
   for (const token of tokens) {
@@ -39,6 +47,11 @@ export function readArguments<const Options extends Readonly<Record<string, Opti
     seen.add(token.name);
   }
   return { values: values as Values<Options>, positionals };
+}
+
+// Whole, or cut short.
+function isToken(text: string): boolean {
+  return describeToken(text) !== undefined || /^e[wy][\w-]{20,}\.[\w-]{20,}(\.[\w-]*)?$/.test(text);
 }
 
 function parse(

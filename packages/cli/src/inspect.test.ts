@@ -73,7 +73,12 @@ describe('inspect', () => {
   });
 
   it('takes no token from the command line, and does not repeat it', async () => {
-    for (const args of [[token], [token.slice(0, -1)], ['--audience', 'a', token.split('.').slice(0, 2).join('.')]]) {
+    for (const args of [
+      [token],
+      [token.slice(0, -1)],
+      ['--audience', 'a', token.split('.').slice(0, 2).join('.')],
+      [`--audience=${token}`],
+    ]) {
       const { code, out, error } = await run(['inspect', ...args]);
       assert.deepEqual([code, out], [2, '']);
       assert.match(error, /^k8s-sa-auth: a token does not belong on a command line/);

@@ -1,18 +1,9 @@
 // `inspect`: whose a token is, and what a guard would say of it, without showing it.
 
 import { subscribe, unsubscribe } from 'node:diagnostics_channel';
-import { existsSync } from 'node:fs';
 
 import { AuthError, ClusterError, createGuard, type Decision, decisionChannel, type GuardOptions } from '@k8s-sa-auth/core';
-import {
-  ApiServerError,
-  describeToken,
-  foresee,
-  readToken,
-  requestWith,
-  type TokenDescription,
-  withoutTokens,
-} from '@k8s-sa-auth/core/diagnosis';
+import { ApiServerError, describeToken, foresee, readToken, requestWith, type TokenDescription } from '@k8s-sa-auth/core/diagnosis';
 
 import { formatHelp, ofCommandLine, readArguments, UsageError, type Values } from './arguments.ts';
 import type { Command } from './command.ts';
@@ -97,12 +88,7 @@ function readGuard(values: InspectValues): GuardSettings | undefined {
 
 async function takeToken([file, ...others]: readonly string[]): Promise<string> {
   if (others.length > 0) throw new UsageError('inspect takes one file');
-  if (file !== undefined && file !== '-') {
-    const isToken = describeToken(file) !== undefined || (withoutTokens(file) !== file && !existsSync(file));
-    if (isToken)
-      throw new UsageError('a token does not belong on a command line, where every process can read it: name a file, or pipe it in');
-    return readToken(file);
-  }
+  if (file !== undefined && file !== '-') return readToken(file);
   if (process.stdin.isTTY)
     throw new UsageError('inspect reads a token from a file or a pipe, not from a terminal: k8s-sa-auth inspect < file');
   const chunks: Buffer[] = [];

@@ -206,7 +206,7 @@ describe('manifests', () => {
     name,
     fc.webUrl(),
     fc.stringMatching(/^[^\s,]{1,40}$/),
-    fc.constantFrom('~', '#', '!x', '&a', '*a', '{', '- ', "'", '"', '%', '@', '`'),
+    fc.constantFrom('eyewear-shop.example', '~', '#', '!x', '&a', '*a', '{', '- ', "'", '"', '%', '@', '`'),
   );
 
   it('prints exactly what was named, whatever it is', () =>

@@ -41,7 +41,8 @@ export function grant(right: Right, subject: Subject): readonly Document[] {
   const apiVersion = 'rbac.authorization.k8s.io/v1';
   const role =
     rule && writeDocument({ apiVersion, kind: 'ClusterRole', metadata: { name }, rules: [rule] }, [`Whoever is bound to it ${why}.`]);
-  const who = 'username' in subject ? subject.username : `${subject.namespace}:${subject.name}`;
+  // No name may hold a slash or a percent sign.
+  const who = 'username' in subject ? encodeURIComponent(subject.username).replaceAll('%', '=') : `${subject.namespace}:${subject.name}`;
   // Colons, since namespaces and names have dashes: a-b/c and a/b-c must not share one binding.
   const subjects =
     'username' in subject
@@ -51,7 +52,7 @@ export function grant(right: Right, subject: Subject): readonly Document[] {
     {
       apiVersion,
       kind: 'ClusterRoleBinding',
-      metadata: { name: `k8s-sa-auth-${right}:${who.replaceAll(/[/%]/g, '-')}` },
+      metadata: { name: `k8s-sa-auth-${right}:${who}` },
       roleRef: { apiGroup: 'rbac.authorization.k8s.io', kind: 'ClusterRole', name },
       subjects,
     },

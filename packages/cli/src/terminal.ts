@@ -10,7 +10,7 @@ export interface Terminal {
   line(text?: string): void;
   /** One line that begins with a coloured mark. */
   marked(mark: Mark, text: string): void;
-  /** Text as it is, of ours: YAML, help. */
+  /** Text as it is: help, and YAML of what was named. */
   text(text: string): void;
   json(value: object): void;
 }
@@ -33,7 +33,7 @@ export function createTerminal(stream: NodeJS.WriteStream): Terminal {
       const [colour, sign] = marks[mark];
       stream.write(`${styleText(colour, sign, { stream })} ${plain(text)}\n`);
     },
-    text: (text) => void stream.write(withoutTokens(text)),
+    text: (text) => void stream.write(text),
     json(value) {
       // In ASCII, so that nothing in it is obeyed by a terminal either.
       const text = JSON.stringify(value, undefined, 2).replaceAll(
