@@ -44,23 +44,96 @@ const messages = {
   unavailable: ['Request answered 503: nobody knows who is calling', 'Request not decided: nobody knows who is calling'],
 } as const;
 
-/** Publishes a ruling with what it was about, and logs it unless all is well. */
-export function reportDecision(
-  ruling: Ruling,
-  about: Pick<Decision, 'enforced' | 'audiences' | 'request'> & { readonly startedMs: number },
-  log: Log,
-): void {
-  // Most decisions: nobody listens, and all is well.
-  if (ruling.outcome === 'allowed' && !decisions.hasSubscribers) return;
-  const { startedMs, ...rest } = about;
-  const decision: Decision = {
-    ...ruling,
-    ...(ruling.outcome === 'unavailable' && { code: 'review_unavailable' }),
-    ...rest,
-    durationMs: performance.now() - startedMs,
-  };
-  if (decisions.hasSubscribers) decisions.publish(decision);
-  if (ruling.outcome === 'allowed') return;
-  const { caller, ...told } = decision;
-  log.info({ ...told, ...(caller && { caller: caller.serviceAccount }) }, messages[ruling.outcome][about.enforced ? 0 : 1]);
+/** Who is told of decisions. */
+export interface Reporter {
+  /** Publishes a ruling with what it was about, and logs it unless all is well. */
+  report(ruling: Ruling, about: Pick<Decision, 'enforced' | 'audiences' | 'request'> & { readonly startedMs: number }): void;
+  /** Logs what was held back and not yet told. */
+  close(): void;
 }
+
+/** Without a log, only subscribers are told. */
+export function createReporter(log: Log | undefined): Reporter {
+  const lines = log && createLines(log);
+  return {
+    report(ruling, about) {
+      // Most decisions: nobody listens, and all is well.
+      const isLogged = lines !== undefined && ruling.outcome !== 'allowed';
+      if (!isLogged && !decisions.hasSubscribers) return;
+      const { startedMs, ...rest } = about;
+      const decision: Decision = {
+        ...ruling,
+        ...(ruling.outcome === 'unavailable' && { code: 'review_unavailable' }),
+        ...rest,
+        durationMs: performance.now() - startedMs,
+      };
+      if (decisions.hasSubscribers) decisions.publish(decision);
+      if (isLogged) lines.add(decision, messages[ruling.outcome][about.enforced ? 0 : 1]);
+    },
+    close: () => lines?.close(),
+  };
+}
+
+const windowMs = 10_000;
+// Callers that were proven and refused; further ones share a line. Audiences and reasons are ours, and bound the rest.
+const maxCallers = 1_000;
+
+// One kind of refusal, within its window.
+interface Line {
+  readonly key: string;
+  readonly isOfCaller: boolean;
+  readonly message: string;
+  /** What is told at the end of the window: the last of those held back. */
+  last: Omit<Decision, 'caller'> & { readonly caller?: string };
+  held: number;
+  timer: NodeJS.Timeout;
+}
+
+// Whoever sends a thousand bad tokens a second must fill no disk, and no refusal may go uncounted: the first of a kind is logged at once, the
+// others of the next ten seconds as one line at their end, which says how many requests it stands for.
+function createLines(log: Log): { add(decision: Decision, message: string): void; close(): void } {
+  const lines = new Map<string, Line>();
+  let callers = 0;
+
+  function endWindow(line: Line): void {
+    if (line.held > 0) {
+      log.info({ ...line.last, times: line.held }, line.message);
+      line.held = 0;
+      line.timer = startWindow(() => endWindow(line));
+    } else {
+      lines.delete(line.key);
+      if (line.isOfCaller) callers -= 1;
+    }
+  }
+
+  return {
+    add({ caller, ...decision }, message) {
+      const kind = `${decision.enforced} ${decision.reason} ${decision.audiences.join()}`;
+      const own = caller && `${kind} ${caller.serviceAccount}`;
+      const isOfCaller = own !== undefined && (lines.has(own) || callers < maxCallers);
+      const key = isOfCaller ? own : kind;
+      const last = { ...decision, ...(caller && isOfCaller && { caller: caller.serviceAccount }) };
+      const line = lines.get(key);
+      if (line !== undefined) {
+        line.last = last;
+        line.held += 1;
+        return;
+      }
+      if (isOfCaller) callers += 1;
+      const begun: Line = { key, isOfCaller, message, last, held: 0, timer: startWindow(() => endWindow(begun)) };
+      lines.set(key, begun);
+      log.info({ ...last, times: 1 }, message);
+    },
+    close() {
+      for (const { timer, held, last, message } of lines.values()) {
+        clearTimeout(timer);
+        if (held > 0) log.info({ ...last, times: held }, message);
+      }
+      lines.clear();
+      callers = 0;
+    },
+  };
+}
+
+// It keeps no process alive: one that ends without close() loses what it held back.
+const startWindow = (end: () => void): NodeJS.Timeout => setTimeout(end, windowMs).unref();

@@ -575,6 +575,7 @@ describe('what a guard tells', () => {
         request: { method: 'GET', route: undefined },
         source: 'screening',
         durationMs: 0,
+        times: 1,
       },
       'Request refused',
     ]);

@@ -6,7 +6,7 @@ import { ApiServerError, connectApiServer } from './api-server.ts';
 import { createBreaker } from './breaker.ts';
 import { type AskedFor, type Caller, formatUsername } from './caller.ts';
 import { type IncomingRequest, refusalError, responseHeadersFor, takeCredential, unavailableError } from './credential.ts';
-import { type Ruling, reportDecision } from './decision.ts';
+import { createReporter, type Ruling } from './decision.ts';
 import { createLog } from './logger.ts';
 import {
   connectionOptions,
@@ -96,6 +96,7 @@ const trialMs = 3_000;
 function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
   const { header, forwardToken, apiServer: location, logger, ...memory } = readConnection(options);
   const log = createLog(logger);
+  const reporter = createReporter(logger && log);
   const apiServer = connectApiServer(location, log);
   const breaker = createBreaker(() =>
     mayCreate(apiServer, reviewKinds.TokenReviews, trialMs).then(
@@ -213,7 +214,7 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
     }
 
     function conclude(ruling: Ruling, request: IncomingRequest, asked: AskedFor, startedMs: number): Caller | undefined {
-      reportDecision(ruling, { enforced, audiences: route.audiences, request: asked, startedMs }, log);
+      reporter.report(ruling, { enforced, audiences: route.audiences, request: asked, startedMs });
       if (ruling.outcome === 'allowed') return ruling.caller;
       if (!enforced) return undefined;
       throw ruling.outcome === 'refused' ? refusalError(ruling.code, request, header) : unavailableError(request);
@@ -244,6 +245,7 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
   }
 
   async function close(): Promise<void> {
+    reporter.close();
     readiness.close();
     breaker.close();
     apiServer.close();
