@@ -20,7 +20,10 @@ let warnings: string[];
 let connections: ApiServerConnection[];
 
 function connect(options: ApiServer | undefined = store.apiServer): ApiServerConnection {
-  const connection = connectApiServer(options, { info: () => {}, warn: (kind) => void warnings.push(kind) });
+  const connection = connectApiServer(options, {
+    info: (_details, message) => void warnings.push(message),
+    warn: (kind) => void warnings.push(kind),
+  });
   connections.push(connection);
   return connection;
 }
@@ -209,7 +212,7 @@ describe('connectApiServer, its credentials', () => {
     assert.equal(await ask(connection), 201);
   });
 
-  it('keeps the last credentials when a reload fails, and says so once', async () => {
+  it('keeps the last credentials when a reload fails, and says so once, and once that it is over', async () => {
     const files = copyOf(store);
     const connection = connect(files);
     await ask(connection);
@@ -219,6 +222,12 @@ describe('connectApiServer, its credentials', () => {
     mock.timers.setTime(Date.now() + 60_000);
     assert.equal(await ask(connection), 201);
     assert.deepEqual(warnings, ['api_server_credentials']);
+    copyFileSync(store.apiServer.tokenFile, files.tokenFile);
+    mock.timers.setTime(Date.now() + 60_000);
+    await ask(connection);
+    mock.timers.setTime(Date.now() + 60_000);
+    await ask(connection);
+    assert.deepEqual(warnings, ['api_server_credentials', 'The credentials for the API server can be read again']);
   });
 
   it('says which file is missing', async () => {

@@ -78,6 +78,7 @@ export function connectApiServer(options: ApiServer | undefined, log: Log): ApiS
     try {
       current = await endpoint.readCredentials();
       claims = claimsOf((current.headers['authorization'] ?? '').replace(/^Bearer /, ''));
+      if (failing) log.info({ kind: 'api_server_credentials' }, 'The credentials for the API server can be read again');
       failing = false;
     } catch (error) {
       const message = `The credentials for the API server cannot be read: ${error instanceof Error ? error.message : String(error)}`;

@@ -98,7 +98,7 @@ describe('the breaker, whatever happens', () => {
       fc.asyncProperty(fc.array(steps, { maxLength: 40 }), async (plan) => {
         for (const old of breakers.splice(0)) old.close();
         const own: ((answers: boolean) => void)[] = [];
-        const breaker = createBreaker(() => new Promise((resolve) => own.push(resolve)));
+        const breaker = createBreaker(() => new Promise((resolve) => own.push(resolve)), quiet);
         breakers.push(breaker);
         const verdicts = createVerdicts(memory, breaker, quiet);
         const model = new Model();
@@ -178,7 +178,7 @@ describe('the breaker, whatever happens', () => {
     await fc.assert(
       fc.asyncProperty(plans, async (plan) => {
         for (const old of breakers.splice(0)) old.close();
-        const breaker = createBreaker(() => Promise.resolve(true));
+        const breaker = createBreaker(() => Promise.resolve(true), quiet);
         breakers.push(breaker);
         const verdicts = createVerdicts(memory, breaker, quiet);
         let sent = 0;

@@ -5,11 +5,16 @@ import { createBreaker } from './breaker.ts';
 
 // A cluster that answers or not, and how often it was asked.
 function cluster(answers: boolean) {
-  const state = { answers, asked: 0 };
-  const breaker = createBreaker(() => {
+  const state = { answers, asked: 0, told: [] as string[] };
+  const isAnswering = (): Promise<boolean> => {
     state.asked += 1;
     return Promise.resolve(state.answers);
-  });
+  };
+  const log = {
+    info: (_details: object, message: string) => void state.told.push(`info ${message}`),
+    warn: (kind: string) => void state.told.push(`warn ${kind}`),
+  };
+  const breaker = createBreaker(isAnswering, log);
   return { state, breaker, fail: (times: number) => Array.from({ length: times }, () => breaker.report('failed')) };
 }
 const settled = (): Promise<unknown> => new Promise(setImmediate);
@@ -85,6 +90,29 @@ describe('createBreaker', () => {
     fail(1);
     await settled();
     assert.equal(breaker.isOpen(), true);
+  });
+
+  it('tells once that it opens, and once that it shuts again', async () => {
+    const { breaker, state, fail } = cluster(false);
+    fail(5);
+    await settled();
+    mock.timers.tick(1_200);
+    await settled();
+    assert.deepEqual(state.told, ['warn breaker_open']);
+    assert.equal(breaker.state(), 'open');
+    state.answers = true;
+    mock.timers.tick(2_400);
+    await settled();
+    assert.deepEqual(state.told, ['warn breaker_open', 'info The API server answers again, and tokens are reviewed']);
+    assert.equal(breaker.state(), 'shut');
+  });
+
+  it('tells nothing of a question that was answered', async () => {
+    const { breaker, state, fail } = cluster(true);
+    fail(5);
+    assert.equal(breaker.state(), 'asking');
+    await settled();
+    assert.deepEqual([breaker.state(), state.told], ['shut', []]);
   });
 
   it('is not shut by an answer that was still under way', async () => {

@@ -1,8 +1,11 @@
 // When to stop asking the cluster, and when to ask again.
 
+import type { Log } from './logger.ts';
+
 export interface Breaker {
   /** While open nobody's token is reviewed: the cluster would not answer. */
   isOpen(): boolean;
+  state(): 'shut' | 'asking' | 'open';
   /** Told of each review: whether the cluster answered, or failed. */
   report(outcome: 'answered' | 'failed'): void;
   close(): void;
@@ -16,21 +19,25 @@ const longestWaitMs = 4_000;
  * After five failures in a row it asks a question of our own, and opens only if that fails too: a token that makes the API server hang is one
  * caller's trouble. While open, only that question is asked, and its success closes it: no caller's token is ever the trial.
  */
-export function createBreaker(isAnswering: () => Promise<boolean>): Breaker {
+export function createBreaker(isAnswering: () => Promise<boolean>, log: Log): Breaker {
   let failures = 0;
   let state: 'shut' | 'asking' | 'open' | 'ended' = 'shut';
   let waitMs = firstWaitMs;
   let timer: NodeJS.Timeout | undefined;
 
+  const isOpen = (): boolean => state === 'open';
+
   async function ask(): Promise<void> {
     const answers = await isAnswering();
     if (state === 'ended') return;
     if (answers) {
+      if (isOpen()) log.info({ kind: 'breaker_open' }, 'The API server answers again, and tokens are reviewed');
       failures = 0;
       state = 'shut';
       waitMs = firstWaitMs;
       return;
     }
+    if (!isOpen()) log.warn('breaker_open', {}, 'The API server does not answer: until it does, no token is reviewed');
     state = 'open';
     // ± 20 %, so that the replicas of a service do not ask as one.
     timer = setTimeout(() => void ask(), waitMs * (0.8 + Math.random() * 0.4)).unref();
@@ -38,7 +45,8 @@ export function createBreaker(isAnswering: () => Promise<boolean>): Breaker {
   }
 
   return {
-    isOpen: () => state === 'open',
+    isOpen,
+    state: () => (state === 'ended' ? 'shut' : state),
     report(outcome) {
       failures = outcome === 'answered' ? 0 : failures + 1;
       if (failures < failuresInARow || state !== 'shut') return;

@@ -464,12 +464,21 @@ describe('guard.ready', () => {
     });
   });
 
-  it('says why when the cluster cannot be asked, and tries anew', async () => {
-    const guard = guardWith();
+  it('says why when the cluster cannot be asked, tries anew, and says when it is over', async () => {
+    const told: string[] = [];
+    const info = (_details: object, message: string): void => void told.push(`info ${message}`);
+    const warn = (details: object): void => void told.push(`warn ${(details as { kind: string }).kind}`);
+    const guard = guardWith({ logger: { ...quiet, info, warn } });
     authority.fail('outage');
     await assert.rejects(guard.ready(), { name: 'ClusterError', message: /cannot be connected to \(ECONN/ });
+    await assert.rejects(guard.ready(), { name: 'ClusterError' });
     await authority.recover();
     await guard.ready();
+    await guard.ready();
+    assert.deepEqual(
+      told.filter((line) => !line.includes('signing')),
+      ['warn not_ready', 'info Tokens can be reviewed'],
+    );
   });
 
   it('refuses an audience that is the API server’s own', async () => {

@@ -98,12 +98,12 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
   const log = createLog(logger);
   const reporter = createReporter(logger && log);
   const apiServer = connectApiServer(location, log);
-  const breaker = createBreaker(() =>
+  const isAnswering = (): Promise<boolean> =>
     mayCreate(apiServer, reviewKinds.TokenReviews, trialMs).then(
       () => true,
       (error: unknown) => error instanceof ApiServerError && error.reason === 'too_many_requests',
-    ),
-  );
+    );
+  const breaker = createBreaker(isAnswering, log);
   const signingKeys = createSigningKeys(apiServer, log);
   const isBySignature = memory.verification === 'signature';
   const verify = createVerification(apiServer, signingKeys);

@@ -43,6 +43,7 @@ export function createReadiness(
       if (state === 'ready') return;
       try {
         await (signal === undefined ? ask() : Promise.race([ask(), aborted(signal)]));
+        if (state === 'warned') log.info({ kind: 'not_ready' }, 'Tokens can be reviewed');
         if (state !== 'closed') state = 'ready';
       } catch (error) {
         const isTheirs = error instanceof ApiServerError;

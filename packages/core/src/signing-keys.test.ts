@@ -49,7 +49,10 @@ function publishing(...listed: (object | Error)[]): {
 
 let warnings: string[];
 const keysOf = (connection: ApiServerConnection): SigningKeys =>
-  createSigningKeys(connection, { info: () => {}, warn: (_kind, _details, message) => void warnings.push(message) });
+  createSigningKeys(connection, {
+    info: (_details, message) => void warnings.push(message),
+    warn: (_kind, _details, message) => void warnings.push(message),
+  });
 const look = (keys: SigningKeys, token: string): Promise<Signature> => keys.screen(token, claimsOf(token) ?? assert.fail());
 
 describe('createSigningKeys', () => {
@@ -158,6 +161,7 @@ describe('createSigningKeys', () => {
     publish(jwkOf(ec.publicKey, 'x'));
     mock.timers.tick(30_000);
     await keys.load();
+    assert.deepEqual(warnings.slice(1), ["The cluster's signing keys can be loaded again"]);
     assert.equal(await look(keys, mint({ alg: 'ES256', kid: 'x' }, ec.privateKey)), 'verified');
   });
 

@@ -62,6 +62,7 @@ export function createSigningKeys(apiServer: ApiServerConnection, log: Log): Sig
       current = new Set(listed.keys());
       loadedAtMs = askedAtMs;
       for (const id of [...keys.keys()].slice(0, -maxKeys)) keys.delete(id);
+      if (isFailing) log.info({ kind: 'signing_keys' }, "The cluster's signing keys can be loaded again");
       isFailing = false;
     } catch (error) {
       const { message, reason } = error instanceof ApiServerError ? error : { message: String(error), reason: 'no_signing_keys' };

@@ -176,7 +176,7 @@ export function createTokenFile(file: string, log: Log): TokenFile {
       reloads.publish(event);
     }
     if (error === undefined) {
-      if (warned) log.info({ tokenFile: path }, `The token in ${path} can be sent again`);
+      if (warned) log.info({ kind: 'token_file', tokenFile: path }, `The token in ${path} can be sent again`);
       warned = false;
     } else if (!warned && loaded !== undefined) {
       warned = true;

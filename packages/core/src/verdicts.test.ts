@@ -244,6 +244,22 @@ describe('createVerdicts', () => {
     assert.deepEqual(told, ['warn review_unavailable', 'info The API server reviews tokens again']);
   });
 
+  it('says it at most once in 10 s, however often one token fails between others that do not', async () => {
+    const told: string[] = [];
+    const verdicts = createVerdicts(options, shut, { info: () => told.push('info'), warn: () => told.push('warn') });
+    for (const key of ['a', 'b', 'c']) {
+      await verdicts.ask(key, undefined, answering(unavailable));
+      await verdicts.ask(key, undefined, answering(refused));
+    }
+    assert.deepEqual(told, ['warn', 'info']);
+    mock.timers.tick(9_999);
+    await verdicts.ask('d', undefined, answering(unavailable));
+    assert.equal(told.length, 2);
+    mock.timers.tick(1);
+    await verdicts.ask('e', undefined, answering(unavailable));
+    assert.deepEqual(told, ['warn', 'info', 'warn']);
+  });
+
   it('keys by audiences and token, and by neither alone', () => {
     const verdicts = createVerdicts(options, shut, quiet);
     const key = (audiences: readonly string[], token: string): string => verdicts.key(verdicts.prefix(audiences), token);

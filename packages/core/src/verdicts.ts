@@ -46,6 +46,7 @@ export interface Verdicts {
 const maxCallers = 10_000;
 const maxRefusals = 1_000;
 const budgetMs = 5_000;
+const warnEveryMs = 10_000;
 // Of one ServiceAccount, of either memory.
 const shareOfOne = 1 / 10;
 
@@ -67,6 +68,7 @@ export function createVerdicts(
   const processKey = randomBytes(32).toString('base64');
   const held = new WeakMap<object, { readonly prefix: string; readonly token: string; readonly key: string }>();
   let isDown = false;
+  let warnedAtMs = -Infinity;
 
   async function fly(key: string, spender: string | undefined, review: (budgetMs: number) => Promise<Verdict>): Promise<Sourced> {
     const deadlineMs = performance.now() + budgetMs;
@@ -113,8 +115,12 @@ export function createVerdicts(
 
   function tell(trouble: { readonly reason: string; readonly detail?: string } | undefined): void {
     if ((trouble !== undefined) === isDown) return;
+    // One caller's token may fail between others that do not: told of every time, that would be a flood of its making.
+    const nowMs = Date.now();
+    if (trouble !== undefined && nowMs >= warnedAtMs && nowMs - warnedAtMs < warnEveryMs) return;
     isDown = trouble !== undefined;
-    if (trouble === undefined) log.info({}, `The API server reviews ${subject.toLowerCase()} again`);
+    if (isDown) warnedAtMs = nowMs;
+    if (trouble === undefined) log.info({ kind: 'review_unavailable' }, `The API server reviews ${subject.toLowerCase()} again`);
     else log.warn('review_unavailable', trouble, `${subject} cannot be reviewed (${trouble.reason}): ${trouble.detail ?? 'no detail'}`);
   }
 
