@@ -39,6 +39,8 @@ export class ApiServerError extends Error {
 }
 
 export interface ApiServerConnection {
+  /** Where the API server is. */
+  readonly url: URL;
   /** `budgetMs` bounds both attempts and the wait between them. Rejects with an ApiServerError. */
   ask(question: Question, budgetMs: number): Promise<Answer>;
   /** The claims of the token that we ask with; undefined where it is another kind of credential. */
@@ -115,6 +117,7 @@ export function connectApiServer(options: ApiServer | undefined, log: Log): ApiS
   }
 
   return {
+    url: endpoint.url,
     ask,
     async ownClaims() {
       await credentials();

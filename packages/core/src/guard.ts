@@ -25,6 +25,7 @@ import { createPlaces } from './places.ts';
 import { createReadiness } from './readiness.ts';
 import { type Claims, screen as screenClaims } from './screening.ts';
 import { createSigningKeys } from './signing-keys.ts';
+import { answerRollCall } from './status.ts';
 import { type AuthorizedRequest, type Requirement, reviewAccess } from './subject-access-review.ts';
 import { mayCreate, printable, reviewKinds, reviewToken } from './token-review.ts';
 import { createVerdicts, type Sourced } from './verdicts.ts';
@@ -244,7 +245,26 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
     };
   }
 
+  const leave = answerRollCall(({ guards }) => {
+    const keysLoadedAt = signingKeys.loadedAt();
+    const { verification } = memory;
+    const { inFlight, waiting } = places.counts();
+    const [callersRemembered, refusalsRemembered] = verdicts.sizes();
+    guards.push({
+      audiences: [...audiences],
+      verification,
+      reviewsInFlight: inFlight,
+      requestsWaiting: waiting,
+      callersRemembered,
+      refusalsRemembered,
+      accessesRemembered: accesses.sizes().reduce((sum, size) => sum + size),
+      breaker: breaker.state(),
+      ...(keysLoadedAt && { keysLoadedAt }),
+    });
+  });
+
   async function close(): Promise<void> {
+    leave();
     reporter.close();
     readiness.close();
     breaker.close();

@@ -1,4 +1,4 @@
-// The public names, in two groups: being called, and calling.
+// The public names, in three groups: being called, calling, and how both are seen from outside.
 
 export type { Allow, AllowPredicate, AskedFor, Caller, CallerPattern } from './caller.ts';
 export type { IncomingRequest, TokenHeader } from './credential.ts';
@@ -8,6 +8,7 @@ export type { Logger } from './logger.ts';
 export type { Attribute, Authorize, AuthorizedRequest, NonResourceAttributes, ResourceAttributes } from './subject-access-review.ts';
 export { createGuard, createOptInGuard, type Guard, type OptInGuard } from './guard.ts';
 export { type Decision, decisionChannel } from './decision.ts';
+export { type Review, reviewChannel } from './review.ts';
 export { type AuthCode, AuthError, ClusterError, TokenFileError, type TokenFileCode } from './errors.ts';
 
 export {
@@ -20,3 +21,5 @@ export {
 } from './service-client.ts';
 export { fetchFor } from './service-fetch.ts';
 export { type TokenReload, tokenReloadChannel } from './token-file.ts';
+
+export { type GuardStatus, type ProcessStatus, processStatus } from './status.ts';

@@ -14,6 +14,7 @@ export interface Places {
   /** Counts a request that waits for another's review; or tells which limit stands in the way. */
   wait(spender: string | undefined): string | undefined;
   waited(spender: string | undefined): void;
+  counts(): { readonly inFlight: number; readonly waiting: number };
 }
 
 export function createPlaces(): Places {
@@ -45,6 +46,7 @@ export function createPlaces(): Places {
   return {
     wait,
     waited: (spender) => count(spender, 'waiting', -1),
+    counts: () => all,
     async take(spender, deadlineMs) {
       if (isFree(spender)) {
         count(spender, 'inFlight', 1);

@@ -259,6 +259,7 @@ describe('signing keys, whatever the token', () => {
     { ...createPublicKey(ec).export({ format: 'jwk' }), kid: 'ec', alg: 'ES256' },
   ];
   const apiServer: ApiServerConnection = {
+    url: new URL('https://10.96.0.1'),
     ask: () => Promise.resolve({ status: 200, body: JSON.stringify({ keys: published }), retryAfterMs: undefined }),
     ownClaims: () => Promise.resolve(undefined),
     close: () => {},

@@ -4,6 +4,7 @@ import { formatCredential, type TokenHeader } from './credential.ts';
 import { createLog, type Logger } from './logger.ts';
 import { refuseUnknown } from './options.ts';
 import { createServiceFetch } from './service-fetch.ts';
+import { answerRollCall } from './status.ts';
 import { createTokenFile, type TokenFile } from './token-file.ts';
 
 export interface TargetOptions {
@@ -36,6 +37,8 @@ export interface TargetStatus {
   readonly origins: readonly string[];
   readonly tokenFile: string;
   readonly audience?: string;
+  /** When it was minted, where it says so. */
+  readonly issuedAt?: Date;
   readonly expiresAt?: Date;
   readonly reloadedAt?: Date;
   /** Why the last reload failed; the last good token is sent while it lives. */
@@ -113,7 +116,9 @@ export function createServiceClient(options: ClientOptions): ServiceClient {
     return found;
   }
 
+  const leave = answerRollCall((all) => all.targets.push(...targets.map(statusOf)));
   const close = async (): Promise<void> => {
+    leave();
     for (const { file } of targets) file.close();
   };
   const client: ServiceClient = {
@@ -168,6 +173,7 @@ function statusOf({ origins, file }: NamedTarget): TargetStatus {
     origins,
     tokenFile: file.path,
     ...(loaded && { audience: loaded.audience, expiresAt: new Date(loaded.expiresAtMs) }),
+    ...(loaded?.issuedAtMs !== undefined && { issuedAt: new Date(loaded.issuedAtMs) }),
     ...(reloadedAtMs !== undefined && { reloadedAt: new Date(reloadedAtMs) }),
     ...(error && { error: error.message }),
   };

@@ -35,6 +35,7 @@ function publishing(...listed: (object | Error)[]): {
   let published = listed;
   const asked: string[] = [];
   const connection: ApiServerConnection = {
+    url: new URL('https://10.96.0.1'),
     ask({ method, path, accept }): Promise<Answer> {
       asked.push(`${method} ${path} ${accept}`);
       const [first] = published;

@@ -22,6 +22,8 @@ export interface SigningKeys {
   verify(token: string, claims: Claims): Promise<StrictSignature>;
   /** Loads the keys if there are none yet, and tells whether there are. Never rejects: without keys, the cluster is asked. */
   load(): Promise<boolean>;
+  /** When they were last loaded; undefined where they never were. */
+  loadedAt(): Date | undefined;
 }
 
 const reloadEveryMs = 30_000;
@@ -114,6 +116,7 @@ export function createSigningKeys(apiServer: ApiServerConnection, log: Log): Sig
       if (keys.size === 0) await reload();
       return keys.size > 0;
     },
+    loadedAt: () => (loadedAtMs === 0 ? undefined : new Date(loadedAtMs)),
   };
 }
 

@@ -3,10 +3,11 @@
 
 import type { IncomingHttpHeaders } from 'node:http';
 
-import { type Answer, type ApiServerConnection, ApiServerError } from './api-server.ts';
+import type { Answer, ApiServerConnection } from './api-server.ts';
 import type { AskedFor, Caller } from './caller.ts';
+import { traceReview } from './review.ts';
 import { asObject, parseObject } from './screening.ts';
-import { isOutage, printable, unusable, type Verdict } from './token-review.ts';
+import { isOutage, printable, reviewKinds, unusable, type Verdict } from './token-review.ts';
 
 /** What the functions of `authorize` may look at. */
 export interface AuthorizedRequest extends AskedFor {
@@ -107,29 +108,18 @@ function askFunction(name: string, attribute: Exclude<Attribute, string>, reques
 }
 
 /** Asks the cluster whether a caller may do this. Never rejects over what the API server does. */
-export async function reviewAccess(apiServer: ApiServerConnection, caller: Caller, spec: Spec, budgetMs: number): Promise<Verdict> {
-  try {
-    const { username, uid, groups, extra } = caller;
-    const body = {
-      apiVersion: 'authorization.k8s.io/v1',
-      kind: 'SubjectAccessReview',
-      spec: { user: username, uid, groups, extra, ...spec },
-    };
-    const answer = await apiServer.ask(
-      {
-        method: 'POST',
-        path: '/apis/authorization.k8s.io/v1/subjectaccessreviews',
-        body,
-        // The answer repeats the question, each character as up to six.
-        maxAnswerBytes: 6 * JSON.stringify(body).length + 16_384,
-      },
-      budgetMs,
-    );
-    return readAccess(answer, caller);
-  } catch (error) {
-    if (error instanceof ApiServerError) return { outcome: 'unavailable', reason: error.reason, detail: error.message };
-    throw error;
-  }
+export function reviewAccess(apiServer: ApiServerConnection, caller: Caller, spec: Spec, budgetMs: number): Promise<Verdict> {
+  const { username, uid, groups, extra } = caller;
+  const body = {
+    apiVersion: 'authorization.k8s.io/v1',
+    kind: 'SubjectAccessReview',
+    spec: { user: username, uid, groups, extra, ...spec },
+  };
+  // The answer repeats the question, each character as up to six.
+  const maxAnswerBytes = 6 * JSON.stringify(body).length + 16_384;
+  return traceReview(apiServer, reviewKinds.SubjectAccessReviews, budgetMs, async (ask) =>
+    readAccess(await ask({ body, maxAnswerBytes }), caller),
+  );
 }
 
 /** What an answer means: yes is only `allowed: true` that nothing contradicts. */

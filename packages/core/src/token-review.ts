@@ -3,6 +3,7 @@
 
 import { type Answer, type ApiServerConnection, ApiServerError } from './api-server.ts';
 import { type Caller, createCaller, formatUsername, type Identity, parseUsername } from './caller.ts';
+import { traceReview } from './review.ts';
 import { asObject, type Claims, parseObject } from './screening.ts';
 
 /** What the cluster said of a token; `unavailable`: nobody knows. */
@@ -12,33 +13,25 @@ export type Verdict =
   | { readonly outcome: 'unavailable'; readonly reason: string; readonly detail?: string };
 
 /** Asks the cluster about a token that was screened for these audiences. Rejects only where our own options are wrong. */
-export async function reviewToken(
+export function reviewToken(
   apiServer: ApiServerConnection,
   token: string,
   claims: Claims,
   audiences: readonly string[],
   budgetMs: number,
 ): Promise<Verdict> {
-  try {
+  return traceReview(apiServer, reviewKinds.TokenReviews, budgetMs, async (ask) => {
     await refuseApiServerAudience(apiServer, audiences);
-    const answer = await apiServer.ask(
-      {
-        method: 'POST',
-        path: '/apis/authentication.k8s.io/v1/tokenreviews',
-        body: { apiVersion: 'authentication.k8s.io/v1', kind: 'TokenReview', spec: { token, audiences } },
-        maxAnswerBytes: token.length + 16_384,
-      },
-      budgetMs,
-    );
-    return readReview(answer, token, claims, audiences);
-  } catch (error) {
-    if (error instanceof ApiServerError) return { outcome: 'unavailable', reason: error.reason, detail: error.message };
-    throw error;
-  }
+    const body = { apiVersion: 'authentication.k8s.io/v1', kind: 'TokenReview', spec: { token, audiences } };
+    return readReview(await ask({ body, maxAnswerBytes: token.length + 16_384 }), token, claims, audiences);
+  });
 }
 
 /** Throws a TypeError if one of these audiences is the API server's: every pod holds a token for that one. */
-export async function refuseApiServerAudience(apiServer: ApiServerConnection, audiences: Iterable<string>): Promise<void> {
+export async function refuseApiServerAudience(
+  apiServer: Pick<ApiServerConnection, 'ownClaims'>,
+  audiences: Iterable<string>,
+): Promise<void> {
   const taken = (await apiServer.ownClaims())?.audiences ?? [];
   for (const audience of audiences) {
     if (!taken.includes(audience)) continue;

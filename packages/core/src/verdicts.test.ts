@@ -260,6 +260,15 @@ describe('createVerdicts', () => {
     assert.deepEqual(told, ['warn', 'info', 'warn']);
   });
 
+  it('tells how many it remembers', async () => {
+    const verdicts = createVerdicts(options, shut, quiet);
+    assert.deepEqual(verdicts.sizes(), [0, 0]);
+    await verdicts.ask('a', undefined, answering(accepted()));
+    await verdicts.ask('b', undefined, answering(accepted()));
+    await verdicts.ask('c', undefined, answering(refused));
+    assert.deepEqual(verdicts.sizes(), [2, 1]);
+  });
+
   it('keys by audiences and token, and by neither alone', () => {
     const verdicts = createVerdicts(options, shut, quiet);
     const key = (audiences: readonly string[], token: string): string => verdicts.key(verdicts.prefix(audiences), token);

@@ -41,6 +41,8 @@ export interface Verdicts {
    * `spender` is the ServiceAccount whose budget it spends, where that is certain.
    */
   ask(key: string, spender: string | undefined, review: (budgetMs: number) => Promise<Verdict>): Promise<Sourced>;
+  /** How many acceptances and how many refusals are in memory. */
+  sizes(): readonly [number, number];
 }
 
 const maxCallers = 10_000;
@@ -125,6 +127,7 @@ export function createVerdicts(
   }
 
   return {
+    sizes: () => [acceptances.size(), refusals.size()],
     prefix(audiences) {
       // Each with its length, so that no two lists read alike.
       const named = audiences.toSorted().map((audience) => `${audience.length}:${audience}`);
@@ -167,6 +170,7 @@ interface Memory<V> {
   recall(key: string, ttlMs: number): V | undefined;
   keep(key: string, owner: string | undefined, value: V, sinceMs: number, expiresAtMs?: number): void;
   forget(key: string): void;
+  size(): number;
 }
 
 interface Kept<V> {
@@ -208,5 +212,6 @@ function createMemory<V>(max: number): Memory<V> {
       kept.set(key, { value, sinceMs, expiresAtMs, owner });
     },
     forget: (key) => void kept.delete(key),
+    size: () => kept.size,
   };
 }

@@ -155,9 +155,8 @@ describe("verification: 'signature'", () => {
 
   it('refuses another issuer, whatever the signature', async () => {
     const ours = { ...(claimsOf(await tokenOf()) ?? assert.fail()), issuer: 'https://ours.example', audiences: ['https://ours.example'] };
-    const apiServer = { ask: () => assert.fail(), ownClaims: () => Promise.resolve(ours), close: () => {} };
-    const keys = { screen: () => assert.fail(), verify: () => Promise.resolve('verified' as const), load: () => assert.fail() };
-    const verify = createVerification(apiServer, keys);
+    const apiServer = { ask: () => assert.fail(), ownClaims: () => Promise.resolve(ours) };
+    const verify = createVerification(apiServer, { verify: () => Promise.resolve('verified') });
     const token = await tokenOf();
     const claims = claimsOf(token) ?? assert.fail();
     assert.deepEqual(await verify(token, claims, ['secret-store']), { outcome: 'refused', reason: 'other_issuer' });

@@ -14,7 +14,10 @@ const discoveryMs = 3_000;
 export type VerifyToken = (token: string, claims: Claims, audiences: readonly string[]) => Promise<Verdict>;
 
 /** Nothing but the signature and the claims speaks here, so each must be right, and a token that was revoked is not noticed. */
-export function createVerification(apiServer: ApiServerConnection, signingKeys: SigningKeys): VerifyToken {
+export function createVerification(
+  apiServer: Pick<ApiServerConnection, 'ask' | 'ownClaims'>,
+  signingKeys: Pick<SigningKeys, 'verify'>,
+): VerifyToken {
   let discovered: string | undefined;
 
   // Ours: what our own token says, or what our API server calls itself where we come with another credential.
