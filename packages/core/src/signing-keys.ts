@@ -160,14 +160,15 @@ function verifies(key: KeyObject, algorithm: string, token: string): boolean {
   const family = algorithm.slice(0, 2);
   if ((family === 'ES') !== (key.asymmetricKeyType === 'ec')) return false;
   const cut = token.lastIndexOf('.');
-  const options =
+  // The bare key where its defaults are right (PKCS #1 v1.5 for RSA): options cost as much again as verifying.
+  const how =
     family === 'ES'
       ? { key, dsaEncoding: 'ieee-p1363' as const }
       : family === 'PS'
         ? { key, padding: constants.RSA_PKCS1_PSS_PADDING, saltLength: constants.RSA_PSS_SALTLEN_AUTO }
-        : { key, padding: constants.RSA_PKCS1_PADDING };
+        : key;
   try {
-    return verify(`sha${algorithm.slice(2)}`, Buffer.from(token.slice(0, cut)), options, Buffer.from(token.slice(cut + 1), 'base64url'));
+    return verify(`sha${algorithm.slice(2)}`, Buffer.from(token.slice(0, cut)), how, Buffer.from(token.slice(cut + 1), 'base64url'));
   } catch {
     return false;
   }
