@@ -28,8 +28,8 @@ type Value<O extends Option> = O extends { readonly type: 'boolean' }
 export type Values<Options extends Readonly<Record<string, Option>>> = { readonly [Name in keyof Options]?: Value<Options[Name]> };
 
 /**
- * Reads what follows a command's name. Throws a UsageError on an option that is unknown, empty, or given twice where once is meant, and on a
- * token, wherever it stands.
+ * Reads what follows a command's name. Throws a UsageError on an option that is unknown, empty, unreadable, or given twice where once is
+ * meant, and on a token, wherever it stands.
  */
 export function readArguments<const Options extends Readonly<Record<string, Option>>>(
   args: readonly string[],
@@ -43,6 +43,8 @@ export function readArguments<const Options extends Readonly<Record<string, Opti
   for (const token of tokens) {
     if (token.kind !== 'option') continue;
     if (token.value === '') throw new UsageError(`--${token.name} is empty`);
+    // A terminal would obey it, or YAML take it for the end of a line.
+    if (/[\p{Cc}\p{Cf}\p{Cs}]/u.test(token.value ?? '')) throw new UsageError(`--${token.name} holds a character that cannot be seen`);
     if (seen.has(token.name) && options[token.name]?.multiple !== true) throw new UsageError(`--${token.name} is given twice`);
     seen.add(token.name);
   }

@@ -64,8 +64,13 @@ describe('the command', () => {
   });
 
   it('lets nothing through that a terminal would obey', async () => {
-    const { code, error } = await run(['manifests', '--callee', '\u001B[2Jx\u202E']);
-    assert.equal(code, 2);
-    assert.match(error, /^k8s-sa-auth: --callee: " \[2Jx " is not namespace\/name/);
+    const word = await run(['manifests', '\u001B[2Jx\u202E']);
+    assert.deepEqual(
+      [word.code, word.error],
+      [2, 'k8s-sa-auth: manifests takes options only, not " [2Jx " (k8s-sa-auth manifests --help)\n'],
+    );
+    const value = await run(['manifests', '--only', 'callee', '--callee', 'shop/\u0085shop']);
+    assert.deepEqual([value.code, value.out], [2, '']);
+    assert.match(value.error, /^k8s-sa-auth: --callee holds a character that cannot be seen /);
   });
 });

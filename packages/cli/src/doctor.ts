@@ -121,22 +121,38 @@ async function* checkCallee(asked: Asked): AsyncGenerator<Finding> {
     return;
   }
   try {
-    const isPod = apiServer === undefined && Boolean(process.env['KUBERNETES_SERVICE_HOST']);
+    const isPod = apiServer === undefined && Boolean(process.env['KUBERNETES_SERVICE_HOST'] && process.env['KUBERNETES_SERVICE_PORT']);
     yield { check: 'api-server', status: 'ok', message: `${cluster.url}, by ${isPod ? "this pod's environment" : 'the kubeconfig'}` };
-    const mayReview = await failing(deadline.within(cluster.mayCreate('tokenreviews', deadline.leftMs())));
-    const isAnswering = !(mayReview instanceof ApiServerError);
-    const who = await whoWeAre(cluster, deadline, isAnswering);
-    yield* toldByFirstAnswer(mayReview, who);
-    if (!isAnswering) {
+    const first = await askFirst(cluster, deadline);
+    if ('failure' in first) {
+      yield* tellFailure(first.failure, first.isUnsent);
       const checks = ['permission', 'signing-keys', ...asked.audiences.map(() => 'audience' as const)] as const;
-      for (const check of checks) yield { check, status: 'skipped', message: 'not looked at, since nothing more is answered' };
+      for (const check of checks) yield { check, status: 'skipped', message: 'not looked at' };
       return;
     }
-    yield* checkPermissions(asked, cluster, who, mayReview);
+    const who = await whoWeAre(cluster, first.token, deadline);
+    for (const check of inTurn) yield { check, status: 'ok', message: check === 'credential' ? who.told : good[check] };
+    yield* checkPermissions(asked, cluster, who, first.mayReview);
     yield await checkSigningKeys(asked, cluster, who);
     for (const audience of asked.audiences) yield await checkAudience(cluster, audience);
   } finally {
     cluster.close();
+  }
+}
+
+type OwnToken = Awaited<ReturnType<Cluster['ownToken']>>;
+type First = { readonly token: OwnToken; readonly mayReview: boolean } | { readonly failure: ApiServerError; readonly isUnsent: boolean };
+
+async function askFirst(cluster: Cluster, deadline: Deadline): Promise<First> {
+  // Our credential is read without asking anybody; a kubeconfig may run a program for it.
+  let isUnsent = true;
+  try {
+    const token = await deadline.within(cluster.ownToken());
+    isUnsent = false;
+    return { token, mayReview: await deadline.within(cluster.mayCreate('tokenreviews', deadline.leftMs())) };
+  } catch (failure) {
+    if (failure instanceof ApiServerError) return { failure, isUnsent };
+    throw failure;
   }
 }
 
@@ -145,21 +161,15 @@ interface Who {
   readonly name: string;
   /** What a role can be bound to; absent where nobody has said. */
   readonly subject?: Subject;
-  readonly expiresAt?: Date;
+  readonly told: string;
 }
 
-async function whoWeAre(cluster: Cluster, deadline: Deadline, isAnswering: boolean): Promise<Who> {
-  const token = await deadline.within(cluster.ownToken()).catch(passOver);
-  const expiry = token?.expiresAt && { expiresAt: token.expiresAt };
-  if (token?.serviceAccount) return { name: formatUsername(token.serviceAccount), subject: token.serviceAccount, ...expiry };
-  const username = isAnswering ? await deadline.within(cluster.username(deadline.leftMs())).catch(passOver) : undefined;
-  return username === undefined
-    ? { name: 'the identity in the kubeconfig', ...expiry }
-    : { name: username, subject: { username }, ...expiry };
-}
-
-function passOver(error: unknown): undefined {
-  if (!(error instanceof ApiServerError)) throw error;
+async function whoWeAre(cluster: Cluster, token: OwnToken, deadline: Deadline): Promise<Who> {
+  const expiry = token?.expiresAt === undefined ? '' : `, expires ${fromNow(token.expiresAt, Date.now())}`;
+  const identify = (name: string, subject?: Subject): Who => ({ name, told: `${name}${expiry}`, ...(subject && { subject }) });
+  if (token?.serviceAccount) return identify(formatUsername(token.serviceAccount), token.serviceAccount);
+  const username = await failing(deadline.within(cluster.username(deadline.leftMs())));
+  return typeof username === 'string' ? identify(username, { username }) : identify('the identity in the kubeconfig');
 }
 
 async function failing<Answer>(answer: Promise<Answer>): Promise<Answer | ApiServerError> {
@@ -173,25 +183,19 @@ async function failing<Answer>(answer: Promise<Answer>): Promise<Answer | ApiSer
 
 // One question tells of three things: whichever failed, those before it were good.
 const inTurn = ['connection', 'certificate', 'credential'] as const;
+const good = { connection: 'answers', certificate: 'signed by the CA that we trust' };
 const culprits: Readonly<Record<string, (typeof inTurn)[number]>> = {
   certificate_not_trusted: 'certificate',
-  own_credentials_unreadable: 'credential',
   own_credentials_refused: 'credential',
   // Whoever is known may ask what it may do.
   own_permission_missing: 'credential',
 };
 
-function* toldByFirstAnswer(answer: boolean | ApiServerError, who: Who): Generator<Finding> {
-  const expiry = who.expiresAt === undefined ? '' : `, expires ${fromNow(who.expiresAt, Date.now())}`;
-  const good = { connection: 'answers', certificate: 'signed by the CA that we trust', credential: `${who.name}${expiry}` };
-  const failure = answer instanceof ApiServerError ? answer : undefined;
-  const culprit = failure && (culprits[failure.reason] ?? 'connection');
-  // Without a credential nothing is sent.
-  const isUnsent = failure?.reason === 'own_credentials_unreadable';
+function* tellFailure({ reason, message }: ApiServerError, isUnsent: boolean): Generator<Finding> {
+  const culprit = isUnsent ? 'credential' : (culprits[reason] ?? 'connection');
   for (const check of inTurn) {
-    if (check === culprit) yield { check, status: 'wrong', message: `${failure?.message}${adviceFor(failure?.reason)}` };
-    else if (culprit !== undefined && (isUnsent || inTurn.indexOf(check) > inTurn.indexOf(culprit)))
-      yield { check, status: 'skipped', message: 'not looked at' };
+    if (check === culprit) yield { check, status: 'wrong', message: `${message}${adviceFor(reason)}` };
+    else if (isUnsent || check === 'credential' || culprit === 'connection') yield { check, status: 'skipped', message: 'not looked at' };
     else yield { check, status: 'ok', message: good[check] };
   }
 }

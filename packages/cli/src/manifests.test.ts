@@ -213,7 +213,11 @@ describe('manifests', () => {
     fc.assert(
       fc.asyncProperty(fc.tuple(name, name, name, name, audience), async ([namespace, callee, team, caller, named]) => {
         fc.pre(
-          !namespace.includes('.') && !team.includes('.') && !caller.includes('.') && /^[^\s,]+$/.test(named) && !named.startsWith('-'),
+          !namespace.includes('.') &&
+            !team.includes('.') &&
+            !caller.includes('.') &&
+            /^[^\s,\p{Cc}\p{Cf}\p{Cs}]+$/u.test(named) &&
+            !named.startsWith('-'),
         );
         const args = ['--callee', `${namespace}/${callee}`, '--audience', named, '--caller', `${team}/${caller}`];
         const [, binding, patch, ...others] = read(await print(...args));

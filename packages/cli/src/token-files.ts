@@ -125,7 +125,7 @@ function listFiles(directory: string, depth: number): readonly string[] {
   return listed.flatMap((name) => {
     const path = join(directory, name);
     if (name.startsWith('..')) return [];
-    if (statSync(podPath(path), { throwIfNoEntry: false })?.isDirectory() !== true) return [path];
+    if (!isDirectory(podPath(path))) return [path];
     return depth > 0 ? listFiles(path, depth - 1) : [];
   });
 }
@@ -135,5 +135,13 @@ function namesIn(directory: string): readonly string[] {
     return readdirSync(directory);
   } catch {
     return [];
+  }
+}
+
+function isDirectory(path: string): boolean {
+  try {
+    return statSync(path).isDirectory();
+  } catch {
+    return false;
   }
 }
