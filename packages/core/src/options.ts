@@ -47,7 +47,10 @@ export interface ConnectionOptions {
   readonly staleIfErrorMs?: number;
   /** How to reach the API server. Default: as the kubelet tells a pod; outside a pod, the current kubeconfig. */
   readonly apiServer?: ApiServer;
-  /** Gets refusals (info) and changes of state (warn). Default: silent, but for `process.emitWarning` once for each kind of trouble. */
+  /**
+   * Gets refusals (info; of one kind at most one line in 10 s, with a count) and changes of state (warn, and info when they are over).
+   * Default: silent, but for `process.emitWarning` once for each kind of trouble.
+   */
   readonly logger?: Logger;
 }
 
