@@ -276,6 +276,27 @@ function defineCases(connectTo: () => Promise<ControlPlane>): void {
     await assert.rejects(guardWith({ audience: ['store', aud[0]] }).ready(), { name: 'TypeError' });
   });
 
+  it('lets a caller pass once the cluster’s own rules allow what the route asks for', async () => {
+    const rules = `/apis/rbac.authorization.k8s.io/v1/namespaces/${tenant.namespace}`;
+    const authorize = { verb: 'get', group: 'shop.example', resource: 'secrets', namespace: tenant.namespace, name: 'db' };
+    const guard = guardWith({ authorize, refusalTtlMs: 0 });
+    await guard.ready();
+    const token = await apiToken();
+    await assert.rejects(check(guard, token), { code: 'caller_not_allowed', status: 403 });
+    await tenant.admin('POST', `${rules}/roles`, {
+      metadata: { name: 'reader' },
+      rules: [{ apiGroups: ['shop.example'], resources: ['secrets'], resourceNames: ['db'], verbs: ['get'] }],
+    });
+    await tenant.admin('POST', `${rules}/rolebindings`, {
+      metadata: { name: 'reader' },
+      roleRef: { apiGroup: 'rbac.authorization.k8s.io', kind: 'Role', name: 'reader' },
+      subjects: [{ kind: 'ServiceAccount', name: 'api', namespace: tenant.namespace }],
+    });
+    await settle(() => isAccepted(guard, token));
+    const other = guard.with({ allow: 'any', authorize: { ...authorize, name: 'others' } });
+    await assert.rejects(check(other, token), { code: 'caller_not_allowed', status: 403 });
+  });
+
   it('works by a kubeconfig', async () => {
     const guard = guardWith({ apiServer: { kubeconfig: plane.kubeconfig } });
     await guard.ready();
