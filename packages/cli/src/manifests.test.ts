@@ -1,8 +1,10 @@
 import assert from 'node:assert/strict';
+import { execFile } from 'node:child_process';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, it } from 'node:test';
+import { promisify } from 'node:util';
 
 import { createGuard, createServiceClient } from '@k8s-sa-auth/core';
 import { requestWith } from '@k8s-sa-auth/core/diagnosis';
@@ -117,6 +119,32 @@ describe('manifests', () => {
     await guard.close();
     const doctor = await run(['doctor', '--audience', 'secret-store'], store);
     assert.equal(doctor.code, 0, doctor.out);
+  });
+
+  it('is what kubectl takes: objects to apply, and a patch that leaves the other tokens of a Deployment alone', async (t) => {
+    // The authority runs in this process, so nothing here may wait for kubectl but by a promise.
+    const kubectl = async (args: readonly string[], input = ''): Promise<string> => {
+      const env = { PATH: process.env['PATH'], HOME: directory, KUBECONFIG: authority.kubeconfig };
+      const ending = promisify(execFile)('kubectl', args, { env });
+      ending.child.stdin?.end(input);
+      return (await ending).stdout;
+    };
+    if ((await kubectl(['version', '--client']).catch(() => '')) === '') {
+      t.skip('no kubectl on this machine');
+      return;
+    }
+    await kubectl(['apply', '-f', join(import.meta.dirname, '../../../examples/api/k8s.yaml')]);
+    const objects = await print('--callee', 'vault/vault', '--only', 'callee', '--authorize');
+    assert.equal((await kubectl(['apply', '-f', '-'], objects)).match(/ (created|configured)$/gm)?.length, 4);
+    assert.equal((await kubectl(['apply', '-f', '-'], objects)).match(/ unchanged$/gm)?.length, 4);
+
+    writeFileSync(join(directory, 'patch.yaml'), await print('--audience', 'vault', '--caller', 'api/api:app', '--only', 'caller'));
+    const patch = ['patch', 'deployment', 'app', '-n', 'api', '--patch-file', join(directory, 'patch.yaml')];
+    assert.match(await kubectl(patch), / patched$/m);
+    const { spec } = JSON.parse(await kubectl(['get', 'deployment', 'app', '-n', 'api', '-o', 'json'])) as Parsed;
+    const tokens = spec?.template.spec.volumes.flatMap(({ projected }) => projected.sources.map((one) => one.serviceAccountToken.audience));
+    assert.deepEqual(tokens, ['secret-store', 'data-store', 'vault']);
+    assert.equal(spec?.template.spec.containers.length, 1);
   });
 
   it('grants create tokenreviews and nothing else', async () => {
