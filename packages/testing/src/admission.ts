@@ -7,11 +7,9 @@ import type { NewObject, Objects } from './objects.ts';
 import { formatGroupVersion } from './resources.ts';
 import type { ResourceKind } from './resources.ts';
 import { admissionRefusal, badRequest, invalid } from './status.ts';
-import type { StatusError } from './status.ts';
+import { validateObject } from './validation.ts';
 
 const rbac = 'rbac.authorization.k8s.io';
-const subdomain = /^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$/;
-const label = /^[a-z0-9]([-a-z0-9]*[a-z0-9])?$/;
 const readOnlyMetadata = new Set([
   'uid',
   'resourceVersion',
@@ -36,21 +34,27 @@ export function admit(
     Object.entries(readRecord(metadata)).filter(([name, value]) => !readOnlyMetadata.has(name) && value !== null),
   );
   const { name: given, namespace: own, ...others } = kept;
-  if (own !== undefined && own !== namespace) {
+  if (namespaced && own !== undefined && own !== '' && own !== namespace) {
     throw badRequest('the namespace of the provided object does not match the namespace sent on the request');
   }
   const prefix = readText(others['generateName']);
   const name = readText(given) || (prefix === '' ? '' : `${prefix}${randomSuffix()}`);
   if (namespaced) checkNamespace(cluster.objects, resource, group, name, namespace);
-  checkName(kind, group, name);
   const object: NewObject = {
     kind,
     apiVersion: formatGroupVersion(group),
     metadata: { name, ...(namespaced ? { namespace } : {}), ...others },
     ...rest,
   };
-  const complete = completions[kind];
-  return complete === undefined ? object : complete(object, cluster);
+  const complete = completions[kind]?.(object, cluster) ?? object;
+  checkValues(kind, group, complete);
+  return complete;
+}
+
+/** Refuses values that the kind does not allow. Throws a 422 {@link StatusError}. */
+export function checkValues(kind: string, group: string, object: JsonRecord): void {
+  const errors = validateObject(kind, group, object);
+  if (errors.length > 0) throw invalid(kind, group, readText(readRecord(object['metadata'])['name']), errors);
 }
 
 /** Refuses a change of what cannot be changed. */
@@ -59,7 +63,8 @@ export function checkUpdate(before: JsonRecord, after: JsonRecord): void {
   const isSame = JSON.stringify(sorted(before['roleRef'])) === JSON.stringify(sorted(after['roleRef']));
   if (isSame || !readText(kind).endsWith('RoleBinding')) return;
   const { apiGroup, kind: role, name } = readRecord(after['roleRef']);
-  const value = `{"apiGroup":${JSON.stringify(apiGroup)},"kind":${JSON.stringify(role)},"name":${JSON.stringify(name)}}`;
+  // The names of Go's fields.
+  const value = JSON.stringify({ APIGroup: apiGroup, Kind: role, Name: name });
   const message = `Invalid value: ${value}: cannot change roleRef`;
   throw invalid(readText(kind), rbac, readText(readRecord(before['metadata'])['name']), [{ field: 'roleRef', message }]);
 }
@@ -71,24 +76,6 @@ export function checkNamespace(objects: Objects, resource: string, group: string
   const reason = `unable to create new content in namespace ${namespace} because it is being terminated`;
   const causes = [{ reason: 'NamespaceTerminating', message: `namespace ${namespace} is being terminated`, field: 'metadata.namespace' }];
   throw admissionRefusal(resource, group, name, reason, causes);
-}
-
-function checkName(kind: string, group: string, name: string): void {
-  const refuse = (message: string): StatusError => invalid(kind, group, name, [{ field: 'metadata.name', message }]);
-  if (name === '') throw refuse('Required value: name or generateName is required');
-  if (group === rbac) return;
-  const value = `Invalid value: ${JSON.stringify(name)}`;
-  if (kind === 'Namespace' || kind === 'Service') {
-    if (label.test(name) && name.length <= 63) return;
-    const rule =
-      "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character";
-    throw refuse(`${value}: ${rule} (e.g. 'my-name',  or '123-abc', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')`);
-  }
-  if (subdomain.test(name) && name.length <= 253) return;
-  const rule =
-    "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character";
-  const expression = '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*';
-  throw refuse(`${value}: ${rule} (e.g. 'example.com', regex used for validation is '${expression}')`);
 }
 
 function sorted(value: unknown): readonly (readonly [string, unknown])[] {

@@ -5,10 +5,9 @@ import { isRecord, readList, readRecord, readText } from './json.ts';
 import type { JsonRecord } from './json.ts';
 import { apiAccessPath, apiAccessVolume } from './kubelet.ts';
 import type { NewObject } from './objects.ts';
-import { admissionRefusal, invalid } from './status.ts';
+import { admissionRefusal } from './status.ts';
 
 const rbac = 'rbac.authorization.k8s.io';
-const serviceAccountName = 'kubernetes.io/service-account.name';
 
 /** Five characters, as those that Kubernetes ends a generated name with. */
 export function randomSuffix(): string {
@@ -52,6 +51,8 @@ export const completions: Readonly<Record<string, (object: NewObject, cluster: C
       status: {},
     });
   },
+  ClusterRole: completeRole,
+  Role: completeRole,
   ClusterRoleBinding: completeBinding,
   RoleBinding: completeBinding,
 };
@@ -78,6 +79,11 @@ function completePort(port: JsonRecord): JsonRecord {
   return { protocol: 'TCP', ...port, targetPort: port['targetPort'] ?? port['port'] };
 }
 
+// A list that is never left out, as Go writes an empty one.
+function completeRole(object: NewObject): NewObject {
+  return { ...object, rules: readList(object['rules']).length === 0 ? null : object['rules'] };
+}
+
 function completeBinding(object: NewObject): NewObject {
   const subjects = Array.isArray(object['subjects'])
     ? object['subjects'].map((one: unknown) => completeSubject(readRecord(one)))
@@ -99,13 +105,8 @@ function completeSubject(subject: JsonRecord): JsonRecord {
 
 function completeSecret(object: NewObject): NewObject {
   const { stringData, data, type = 'Opaque', ...rest } = object;
-  const { metadata } = object;
   const encoded = Object.entries(readRecord(stringData)).map(([key, value]) => [key, Buffer.from(readText(value)).toString('base64')]);
   const whole = { ...readRecord(data), ...Object.fromEntries(encoded) };
-  if (type === 'kubernetes.io/service-account-token' && readText(readRecord(metadata['annotations'])[serviceAccountName]) === '') {
-    const errors = [{ field: `metadata.annotations[${serviceAccountName}]`, message: 'Required value' }];
-    throw invalid('Secret', '', metadata.name, errors);
-  }
   return { ...rest, ...(Object.keys(whole).length === 0 ? {} : { data: whole }), type };
 }
 
@@ -116,7 +117,9 @@ function completePod(object: NewObject, { objects }: Cluster): NewObject {
   const known = objects.find('ServiceAccount', account, namespace);
   if (known === undefined) {
     const reason = `error looking up service account ${namespace}/${account}: serviceaccount "${account}" not found`;
-    throw admissionRefusal('pods', '', name, reason);
+    const prefix = readText(object.metadata['generateName']);
+    // What is generated comes later.
+    throw admissionRefusal('pods', '', prefix !== '' && name.length === prefix.length + 5 ? prefix : name, reason);
   }
   const automount = spec['automountServiceAccountToken'] ?? known['automountServiceAccountToken'] !== false;
   const access = `${apiAccessVolume.name}-${randomSuffix()}`;
@@ -135,7 +138,7 @@ function completePod(object: NewObject, { objects }: Cluster): NewObject {
     metadata: { ...object.metadata, generation: 1 },
     spec: {
       ...(volumes.length === 0 ? {} : { volumes }),
-      ...(initContainers === undefined ? {} : { initContainers: readList(initContainers).map((one) => completeContainer(one, undefined)) }),
+      ...(initContainers === undefined ? {} : { initContainers: readList(initContainers).map((one) => completeContainer(one, automount === true ? access : undefined)) }),
       containers,
       restartPolicy: 'Always',
       terminationGracePeriodSeconds: 30,
@@ -147,6 +150,7 @@ function completePod(object: NewObject, { objects }: Cluster): NewObject {
       preemptionPolicy: 'PreemptLowerPriority',
       ...rest,
       tolerations: [...readList(spec['tolerations']), ...tolerations],
+      ...(Number(spec['terminationGracePeriodSeconds']) < 0 ? { terminationGracePeriodSeconds: 1 } : {}),
       serviceAccountName: account,
       serviceAccount: account,
     },
@@ -184,6 +188,7 @@ function completeVolume(volume: JsonRecord): JsonRecord {
       },
     };
   }
+  if (Object.keys(volume).length === 1 && volume['name'] !== undefined) return { ...volume, emptyDir: {} };
   const plain = ['configMap', 'secret', 'downwardAPI'].find((kind) => isRecord(volume[kind]));
   return plain === undefined ? volume : { ...volume, [plain]: { defaultMode: 420, ...readRecord(volume[plain]) } };
 }

@@ -44,7 +44,7 @@ export function createListing(cluster: Cluster): Listing {
   }
 
   function matching({ kind, namespace, query }: ObjectRequest): readonly ClusterObject[] {
-    const test = parseSelectors(query);
+    const test = parseSelectors(kind.kind, query);
     const inside = objects.list(kind.kind, kind.namespaced && namespace !== '' ? namespace : undefined);
     return inside.filter(test).toSorted((left, right) => (keyOf(left) < keyOf(right) ? -1 : 1));
   }
@@ -75,7 +75,7 @@ export function createListing(cluster: Cluster): Listing {
 
   function watch(asked: ObjectRequest): Answer {
     const { kind, namespace, query, as } = asked;
-    const test = parseSelectors(query);
+    const test = parseSelectors(kind.kind, query);
     const from = query.get('resourceVersion') ?? '';
     const initial = query.get('sendInitialEvents') === 'true';
     const isAsked = ({ object }: Change): boolean =>

@@ -1,7 +1,7 @@
 // The only place that answers what is asked of the kept objects: create, get, list, watch, update, patch and delete.
 import { randomUUID } from 'node:crypto';
 import { isDeepStrictEqual } from 'node:util';
-import { admit, checkUpdate } from './admission.ts';
+import { admit, checkUpdate, checkValues } from './admission.ts';
 import type { Answer } from './answer.ts';
 import type { Cluster } from './cluster.ts';
 import { isRecord, readRecord, readText } from './json.ts';
@@ -87,7 +87,7 @@ export function createRegistry(cluster: Cluster, controllers?: Controllers): (as
     restrict(asked, 'CREATE', sent);
     const object = admit(cluster, kind, namespace, sent);
     if (isDryRun(query)) {
-      const metadata = { ...object.metadata, uid: randomUUID(), resourceVersion: undefined, creationTimestamp: formatTime(cluster.now()) };
+      const metadata = { ...object.metadata, uid: randomUUID(), resourceVersion: '', creationTimestamp: formatTime(cluster.now()) };
       return listing.present(asked, { ...object, metadata }, 201);
     }
     const created = objects.create(object);
@@ -109,6 +109,7 @@ export function createRegistry(cluster: Cluster, controllers?: Controllers): (as
     }
     const after = subresource === 'status' ? { ...before, status: sent['status'] } : merge(before, sent);
     restrict(asked, 'UPDATE', after, before);
+    checkValues(kind.kind, kind.group, after);
     checkUpdate(before, after);
     if (isDeepStrictEqual(strip(after), strip(before)) || isDryRun(query))
       return { ...before, ...after, metadata: { ...before.metadata, ...after.metadata } };
