@@ -4,8 +4,9 @@ import assert from 'node:assert/strict';
 import { randomBytes } from 'node:crypto';
 import { after, before, describe, it } from 'node:test';
 import type { TestContext } from 'node:test';
+import { issueCertificates } from './certificates.ts';
 import { connectControlPlane, howToRun, isControlPlaneNamed, playControlPlane } from './fixtures/control-plane.ts';
-import type { Asked, ControlPlane } from './fixtures/control-plane.ts';
+import type { Asked, ClientCertificate, ControlPlane } from './fixtures/control-plane.ts';
 import { createTenant, settle } from './fixtures/tenant.ts';
 import type { Tenant } from './fixtures/tenant.ts';
 import { readRecord, readText } from './json.ts';
@@ -305,6 +306,101 @@ function defineCases(connectTo: () => Promise<ControlPlane>): void {
       const { status, json } = await ask('POST', '/apis/authentication.k8s.io/v1/selfsubjectreviews', {}, headers);
       assert.equal(status, 201);
       assert.equal(readRecord(readRecord(json['status'])['userInfo'])['username'], `system:serviceaccount:${tenant.namespace}:store`);
+    });
+  });
+
+  describe('client certificates', () => {
+    const ownReviews = '/apis/authentication.k8s.io/v1/selfsubjectreviews';
+    const namesOf = ({ json }: Asked): readonly unknown[] => {
+      const { username, groups } = readRecord(readRecord(json['status'])['userInfo']);
+      return [username, groups];
+    };
+
+    it('say who a user is, and in which groups', async (t) => {
+      const own = owned(t);
+      if (own === undefined || !has(t, 'SelfSubjectReview', 28)) return;
+      const jane = await own.issueClient('jane', ['dev', 'ops']);
+      assert.deepEqual(namesOf(await plane.askAs(jane, 'POST', ownReviews, {})), ['jane', ['dev', 'ops', 'system:authenticated']]);
+      assert.equal((await plane.askAs(jane, 'GET', '/api/v1/namespaces')).status, 403);
+    });
+
+    it('count before a token', async (t) => {
+      const own = owned(t);
+      if (own === undefined || !has(t, 'SelfSubjectReview', 28)) return;
+      const jane = await own.issueClient('jane');
+      const headers = bearer(await tenant.issue('api'));
+      assert.deepEqual(namesOf(await plane.askAs(jane, 'POST', ownReviews, {}, headers)), ['jane', ['system:authenticated']]);
+    });
+
+    it('are no way in where they have ended, or where another CA has signed them', async (t) => {
+      const own = owned(t);
+      if (own === undefined) return;
+      const former = await own.issueClient('jane', ['system:masters'], new Date(Date.now() - 1000));
+      assert.equal((await plane.askAs(former, 'GET', '/api')).status, 401);
+      const foreign = issueCertificates().issueClient({ commonName: 'jane', organizations: ['system:masters'] });
+      assert.equal((await plane.askAs(foreign, 'GET', '/api')).status, 401);
+    });
+  });
+
+  describe('a node', () => {
+    let node: ClientCertificate;
+    const path = (): string => `${tenant.path}/serviceaccounts/api/token`;
+    const askFor = async (pod: string, spec: object = {}): Promise<Asked> => {
+      const { json } = await tenant.admin('GET', `${tenant.path}/pods/${pod}`);
+      const { uid } = readRecord(json['metadata']);
+      const boundObjectRef = { kind: 'Pod', apiVersion: 'v1', name: pod, uid };
+      return plane.askAs(node, 'POST', path(), { spec: { boundObjectRef, ...spec } });
+    };
+
+    before(async () => {
+      if (plane.own === undefined) return;
+      node = await plane.own.issueClient('system:node:node-a', ['system:nodes']);
+      const sources = [{ serviceAccountToken: { audience: 'store', path: 'store' } }];
+      const volumes = [{ name: 'tokens', projected: { sources } }];
+      for (const name of ['node-a', 'node-b']) {
+        await tenant.admin('POST', '/api/v1/nodes', { metadata: { name } });
+        const spec = { nodeName: name, serviceAccountName: 'api', containers: [{ name: 'main', image: 'none' }], volumes };
+        await tenant.admin('POST', `${tenant.path}/pods`, { metadata: { name: `on-${name}` }, spec });
+      }
+    });
+
+    it('gets the tokens of its own pods, which name it', async (t) => {
+      if (owned(t) === undefined) return;
+      await settle(async () => (await askFor('on-node-a')).status === 201);
+      const { status, json } = await askFor('on-node-a', { audiences: ['store'] });
+      assert.equal(status, 201);
+      if (!has(t, 'the node in a token', 30)) return;
+      const { claims } = parseToken(readText(readRecord(json['status'])['token'])) ?? assert.fail('no token');
+      assert.equal(readRecord(readRecord(claims['kubernetes.io'])['node'])['name'], 'node-a');
+      const { extra } = readRecord((await review(readText(readRecord(json['status'])['token'])))['user']);
+      assert.deepEqual(readRecord(extra)['authentication.kubernetes.io/node-name'], ['node-a']);
+    });
+
+    it('gets none of another node’s pods, and none that is bound to no pod', async (t) => {
+      if (owned(t) === undefined) return;
+      const other = await askFor('on-node-b');
+      assert.equal(other.status, 403);
+      const unbound = await plane.askAs(node, 'POST', path(), { spec: {} });
+      assert.equal(unbound.status, 403);
+      assert.match(readText(unbound.json['message']), /node requested token not bound to a pod/);
+      const boundObjectRef = { kind: 'Pod', apiVersion: 'v1', name: 'on-node-a' };
+      const unnamed = await plane.askAs(node, 'POST', path(), { spec: { boundObjectRef } });
+      assert.equal(unnamed.status, 403);
+      assert.match(readText(unnamed.json['message']), /node requested token with a pod binding without a uid/);
+    });
+
+    it('gets none for an audience that the pod does not project', async (t) => {
+      if (owned(t) === undefined || !has(t, 'a look at the audiences that a node asks for', 33)) return;
+      const { status, json } = await askFor('on-node-a', { audiences: ['vault'] });
+      assert.equal(status, 403);
+      assert.match(readText(json['message']), /audience "vault" not found in pod spec volume/);
+    });
+
+    it('reads its own pods, and reviews the tokens that it is sent', async (t) => {
+      if (owned(t) === undefined) return;
+      assert.equal((await plane.askAs(node, 'GET', `${tenant.path}/pods/on-node-a`)).status, 200);
+      assert.equal((await plane.askAs(node, 'GET', `${tenant.path}/pods/on-node-b`)).status, 403);
+      assert.equal((await plane.askAs(node, 'POST', reviews, { spec: { token: 'garbage' } })).status, 201);
     });
   });
 
