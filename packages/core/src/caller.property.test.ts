@@ -3,7 +3,7 @@ import { describe, it } from 'node:test';
 
 import * as fc from 'fast-check';
 
-import { createCaller, formatUsername, type Identity, parseUsername, readAllow } from './caller.ts';
+import { createCaller, formatUsername, type Identity, packCaller, parseUsername, readAllow, unpackCaller } from './caller.ts';
 import { cases } from './fixtures/cases.ts';
 
 // RFC 1123 as Kubernetes applies it, said a second time and letter by letter.
@@ -142,6 +142,41 @@ describe('readAllow, whatever the patterns', () => {
         assert.throws(() => readAllow([...others, value]), TypeError);
         if (typeof value !== 'function' && !Array.isArray(value)) assert.throws(() => readAllow(value), TypeError);
       }),
+      cases(),
+    );
+  });
+});
+
+describe('packCaller', () => {
+  const kubernetes = fc.constantFrom('credential-id', 'node-name', 'node-uid', 'pod-name', 'pod-uid', 'other');
+  const keys = fc.oneof(
+    kubernetes.map((key) => `authentication.kubernetes.io/${key}`),
+    fc.constantFrom('__proto__', '', '0'),
+    fc.string(),
+  );
+  const texts = fc.oneof(fc.constantFrom('', '0', 'null'), fc.string(), fc.string({ unit: 'binary' }));
+  const extras = fc.dictionary(keys, fc.array(texts, { maxLength: 2 }), { maxKeys: 8 });
+  const groups = fc.constantFrom<'usual' | 'joined' | 'other'>('usual', 'joined', 'other');
+
+  it('loses nothing of a caller', () => {
+    fc.assert(
+      fc.property(
+        identities,
+        texts,
+        groups,
+        fc.array(texts),
+        extras,
+        fc.nat({ max: 8.64e15 }),
+        (identity, uid, kind, others, extra, ms) => {
+          const usual = ['system:serviceaccounts', `system:serviceaccounts:${identity.namespace}`, 'system:authenticated'];
+          const named = { usual, joined: [usual.join()], other: others }[kind];
+          const caller = createCaller(identity, { uid, groups: named, extra }, others, ms);
+          const again = unpackCaller(packCaller(caller));
+          assert.deepEqual(again, caller);
+          assert.equal(again.expiresAt.getTime(), ms);
+          assert.ok(Object.isFrozen(again) && Object.isFrozen(again.extra) && Object.isFrozen(again.groups));
+        },
+      ),
       cases(),
     );
   });

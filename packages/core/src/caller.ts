@@ -100,6 +100,40 @@ export function createCaller(identity: Identity, user: ReviewedUser, audiences: 
   });
 }
 
+// What nearly every caller has: the extras in the order of API servers, and the groups of a ServiceAccount.
+const usualExtras = ['credential-id', 'node-name', 'node-uid', 'pod-name', 'pod-uid'].map((key) => `authentication.kubernetes.io/${key}`);
+const usualGroups = (namespace: string): readonly string[] => [
+  'system:serviceaccounts',
+  `system:serviceaccounts:${namespace}`,
+  'system:authenticated',
+];
+
+/** A caller as one string, in a sixth of the memory. */
+export function packCaller({ namespace, name, uid, groups, audiences, extra, expiresAt }: Caller): string {
+  const isUsual = (key: string): boolean => usualExtras.includes(key) && extra[key]?.length === 1;
+  const usual = usualExtras.map((key) => (isUsual(key) ? extra[key]?.[0] : undefined));
+  const others = Object.entries(extra).filter(([key]) => !isUsual(key));
+  const areUsual = groups.length === 3 && usualGroups(namespace).every((group, at) => group === groups[at]);
+  return JSON.stringify([namespace, name, uid, areUsual ? 0 : groups, audiences, expiresAt.getTime(), usual, ...others]);
+}
+
+/** The caller that was packed. */
+export function unpackCaller(packed: string): Caller {
+  const [namespace, name, uid, groups, audiences, expiresAtMs, usual, ...others] = JSON.parse(packed) as [
+    string,
+    string,
+    string,
+    readonly string[] | 0,
+    readonly string[],
+    number,
+    readonly (string | null)[],
+    ...(readonly [string, readonly string[]])[],
+  ];
+  const extras = usualExtras.flatMap((key, at) => (typeof usual[at] === 'string' ? [[key, [usual[at]]] as const] : []));
+  const user = { uid, groups: groups === 0 ? usualGroups(namespace) : groups, extra: Object.fromEntries([...extras, ...others]) };
+  return createCaller({ namespace, name }, user, audiences, expiresAtMs);
+}
+
 /** An `allow` option as two questions: of a proven caller, and of an identity before it is reviewed, where patterns alone can tell. */
 export interface Admission {
   readonly isAllowed: AllowPredicate;

@@ -5,6 +5,7 @@ import { hash, randomBytes } from 'node:crypto';
 import { LRUCache } from 'lru-cache';
 
 import type { Breaker } from './breaker.ts';
+import { packCaller, unpackCaller } from './caller.ts';
 import type { Log } from './logger.ts';
 import { createPlaces, type Places } from './places.ts';
 import type { Verdict } from './token-review.ts';
@@ -19,7 +20,7 @@ export interface MemoryOptions {
 /** A verdict, and where it came from. */
 export type Sourced = Verdict & { readonly source: 'cache' | 'review' | 'signature' | 'stale' };
 
-type Accepted = Extract<Sourced, { outcome: 'accepted' }>;
+type Accepted = Extract<Verdict, { outcome: 'accepted' }> & { readonly source: 'cache' };
 type Refused = Extract<Sourced, { outcome: 'refused' }>;
 
 export interface Verdicts {
@@ -46,6 +47,8 @@ export interface Verdicts {
 }
 
 const maxCallers = 10_000;
+// As objects; the others wait as strings.
+const maxUnpacked = 128;
 const maxRefusals = 1_000;
 const budgetMs = 5_000;
 const warnEveryMs = 10_000;
@@ -64,7 +67,8 @@ export function createVerdicts(
   // By signature there is no last review that could count: without keys, nobody knows.
   const staleIfErrorMs = source === 'review' ? options.staleIfErrorMs : 0;
   // Separate, so that a flood of bad tokens cannot push out good callers.
-  const acceptances = createMemory<Accepted>(maxCallers);
+  const acceptances = createMemory<string>(maxCallers);
+  const unpacked = new LRUCache<string, { readonly packed: string; readonly accepted: Accepted }>({ max: maxUnpacked });
   const refusals = createMemory<Refused>(maxRefusals);
   const flights = new Map<string, Promise<Sourced>>();
   const processKey = randomBytes(32).toString('base64');
@@ -102,14 +106,26 @@ export function createVerdicts(
       refusals.forget(key);
       const { caller } = verdict;
       if (Math.max(cacheTtlMs, staleIfErrorMs) > 0) {
-        acceptances.keep(key, caller.serviceAccount, { ...verdict, source: 'cache' }, askedAtMs, caller.expiresAt.getTime());
+        const packed = packCaller(caller);
+        acceptances.keep(key, caller.serviceAccount, packed, askedAtMs, caller.expiresAt.getTime());
+        unpacked.set(key, { packed, accepted: { ...verdict, source: 'cache' } });
       }
     }
     return { ...verdict, source };
   }
 
+  function acceptedWithin(key: string, ttlMs: number): Accepted | undefined {
+    const packed = acceptances.recall(key, ttlMs);
+    if (packed === undefined) return undefined;
+    const recent = unpacked.get(key);
+    if (recent?.packed === packed) return recent.accepted;
+    const accepted: Accepted = { outcome: 'accepted', caller: unpackCaller(packed), source: 'cache' };
+    unpacked.set(key, { packed, accepted });
+    return accepted;
+  }
+
   function acceptedStill(key: string): Sourced | undefined {
-    const stale = acceptances.recall(key, staleIfErrorMs);
+    const stale = acceptedWithin(key, staleIfErrorMs);
     return stale && { ...stale, source: 'stale' };
   }
 
@@ -136,12 +152,12 @@ export function createVerdicts(
     key(prefix, token, connection) {
       const last = connection ? held.get(connection) : undefined;
       if (last !== undefined && last.token === token && last.prefix === prefix) return last.key;
-      return hash('sha256', prefix + token, 'base64');
+      return hash('sha256', prefix + token, 'binary');
     },
     hold(connection, prefix, token, key) {
       if (connection && held.get(connection)?.key !== key) held.set(connection, { prefix, token, key });
     },
-    recall: (key) => acceptances.recall(key, cacheTtlMs) ?? refusals.recall(key, refusalTtlMs),
+    recall: (key) => acceptedWithin(key, cacheTtlMs) ?? refusals.recall(key, refusalTtlMs),
     isKnown: (key) => acceptances.recall(key, staleIfErrorMs) !== undefined,
     async ask(key, spender, review) {
       if (breaker.isOpen()) return withoutAsking(key);
@@ -173,43 +189,54 @@ interface Memory<V> {
   size(): number;
 }
 
+interface Owner {
+  readonly name: string;
+  readonly keys: Set<string>;
+}
+
 interface Kept<V> {
   readonly value: V;
   readonly sinceMs: number;
   readonly expiresAtMs: number;
-  readonly owner: string | undefined;
+  readonly owner: Owner | undefined;
 }
 
 // Bounded, with at most a share for each owner: past that, an owner pushes out only its own.
 function createMemory<V>(max: number): Memory<V> {
-  const owned = new Map<string, Set<string>>();
+  // Times count from here: small numbers take no memory of their own.
+  const bornMs = Date.now();
+  const owners = new Map<string, Owner>();
   const kept = new LRUCache<string, Kept<V>>({
     max,
     dispose({ owner }, key) {
       if (owner === undefined) return;
-      const keys = owned.get(owner);
-      keys?.delete(key);
-      if (keys?.size === 0) owned.delete(owner);
+      owner.keys.delete(key);
+      if (owner.keys.size === 0) owners.delete(owner.name);
     },
   });
+
+  function ownerOf(name: string): Owner {
+    const owner = owners.get(name) ?? { name, keys: new Set() };
+    const [oldest] = owner.keys;
+    if (oldest !== undefined && owner.keys.size >= max * shareOfOne) kept.delete(oldest);
+    owners.set(name, owner);
+    return owner;
+  }
+
   return {
     recall(key, ttlMs) {
       const entry = kept.get(key);
       if (entry === undefined) return undefined;
-      const nowMs = Date.now();
+      const nowMs = Date.now() - bornMs;
       const ageMs = nowMs - entry.sinceMs;
       // A clock that was set back makes nothing younger than it is.
       return ageMs >= 0 && ageMs < ttlMs && nowMs < entry.expiresAtMs ? entry.value : undefined;
     },
-    keep(key, owner, value, sinceMs, expiresAtMs = Infinity) {
+    keep(key, ownerName, value, sinceMs, expiresAtMs = Infinity) {
       kept.delete(key);
-      if (owner !== undefined) {
-        const keys = owned.get(owner) ?? new Set();
-        const [oldest] = keys;
-        if (oldest !== undefined && keys.size >= max * shareOfOne) kept.delete(oldest);
-        owned.set(owner, keys.add(key));
-      }
-      kept.set(key, { value, sinceMs, expiresAtMs, owner });
+      const owner = ownerName === undefined ? undefined : ownerOf(ownerName);
+      owner?.keys.add(key);
+      kept.set(key, { value, sinceMs: sinceMs - bornMs, expiresAtMs: expiresAtMs - bornMs, owner });
     },
     forget: (key) => void kept.delete(key),
     size: () => kept.size,
