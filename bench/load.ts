@@ -1,0 +1,138 @@
+// The load: how requests are sent to an app, as many as it takes with a few connections, or at a pace; and what came back.
+// Of undici it takes the lowest layer, `Client.dispatch`: at 19 µs a request it costs hardly more than writing bytes to a socket (16 µs).
+
+import { Client, type Dispatcher } from 'undici';
+
+import { answerParent, awake, type Rate, rateOf } from './child.ts';
+import { quantile } from './figures.ts';
+
+type Headers = Readonly<Record<string, string>>;
+
+/** So many requests, on 16 connections that are kept from round to round. */
+export interface Even {
+  readonly port: number;
+  readonly path: string;
+  readonly headers: Headers;
+  readonly requests: number;
+  /** Let the event loop sleep when it has nothing to do. Default false. */
+  readonly maySleep?: boolean;
+}
+
+/** Good requests at a pace, and forged ones beside them; `seconds` of it. */
+export interface Paced {
+  readonly port: number;
+  readonly path: string;
+  readonly token: string;
+  readonly goodPerSecond: number;
+  readonly forgedPerSecond: number;
+  readonly seconds: number;
+  /** Where the numbering of the forged tokens goes on, so that they differ from round to round. */
+  readonly from: number;
+}
+
+/** What good callers saw, in ms, and how each status was counted. */
+export interface Felt {
+  readonly p50: number;
+  readonly p99: number;
+  readonly good: Readonly<Record<string, number>>;
+  readonly forged: Readonly<Record<string, number>>;
+}
+
+const connections = 16;
+const pools = new Map<string, readonly Client[]>();
+
+function clients(port: number, kind: string): readonly Client[] {
+  const name = `${kind} ${port}`;
+  const pool = pools.get(name) ?? Array.from({ length: connections }, () => new Client(`http://127.0.0.1:${port}`));
+  pools.set(name, pool);
+  return pool;
+}
+
+// Undici has no promise at this layer, and a request needs none.
+function send(client: Client, path: string, headers: Headers, done: (status: number) => void, fail: (error: Error) => void): void {
+  let status = 0;
+  const handler: Dispatcher.DispatchHandler = {
+    onRequestStart() {},
+    onResponseStart(_controller, statusCode) {
+      status = statusCode;
+    },
+    onResponseData() {},
+    onResponseEnd: () => done(status),
+    onResponseError: (_controller, error) => fail(error),
+  };
+  client.dispatch({ path, method: 'GET', headers: { ...headers } }, handler);
+}
+
+function sendEvenly({ port, path, headers, requests }: Even): Promise<unknown> {
+  let left = requests;
+  const loop = (client: Client): Promise<void> =>
+    new Promise((resolve, reject) => {
+      const next = (status: number): void => {
+        if (status !== 200) reject(new Error(`A request was answered ${status}`));
+        else if (left-- > 0) send(client, path, headers, next, reject);
+        else resolve();
+      };
+      next(200);
+    });
+  return Promise.all(clients(port, 'even').map(loop));
+}
+
+async function sendAtPace({ port, path, token, goodPerSecond, forgedPerSecond, seconds, from }: Paced): Promise<Felt> {
+  const [header = '', payload = '', signature = ''] = token.split('.');
+  const forge = (index: number): string => `${header}.${payload}.${(from + index).toString(36).padStart(8, 'A')}${signature.slice(8)}`;
+  const latencies: number[] = [];
+  const good: Record<string, number> = {};
+  const forged: Record<string, number> = {};
+  const count = (statuses: Record<string, number>, status: number): void => void (statuses[status] = (statuses[status] ?? 0) + 1);
+  const [ours, theirs] = [clients(port, 'good'), clients(port, 'forged')];
+  const [allGood, allForged] = [goodPerSecond * seconds, forgedPerSecond * seconds];
+  const startedMs = performance.now();
+  let [sent, sentForged, open] = [0, 0, 0];
+
+  await new Promise<void>((resolve, reject) => {
+    const ended = (): void => {
+      open -= 1;
+      if (open === 0 && sent >= allGood && sentForged >= allForged) resolve();
+    };
+    const sendGood = (client: Client): void => {
+      const sentMs = performance.now();
+      const done = (status: number): void => {
+        latencies.push(performance.now() - sentMs);
+        count(good, status);
+        ended();
+      };
+      open += 1;
+      send(client, path, { 'x-client-id': token }, done, reject);
+    };
+    const sendForged = (client: Client, index: number): void => {
+      const done = (status: number): void => {
+        count(forged, status);
+        ended();
+      };
+      open += 1;
+      send(client, path, { 'x-client-id': forge(index) }, done, reject);
+    };
+    const pace = (): void => {
+      const elapsed = (performance.now() - startedMs) / 1_000;
+      for (const due = Math.min(allGood, elapsed * goodPerSecond); sent < due; sent++) {
+        const client = ours[sent % connections];
+        if (client !== undefined) sendGood(client);
+      }
+      for (const due = Math.min(allForged, elapsed * forgedPerSecond); sentForged < due; sentForged++) {
+        const client = theirs[sentForged % connections];
+        if (client !== undefined) sendForged(client, sentForged);
+      }
+      if (sent < allGood || sentForged < allForged) setTimeout(pace, 1);
+    };
+    pace();
+  });
+  return { p50: quantile(latencies, 0.5), p99: quantile(latencies, 0.99), good, forged };
+}
+
+answerParent(async () => async (question: Even | Paced) => {
+  if ('requests' in question) {
+    const work = (): Promise<Rate> => rateOf(question.requests, () => sendEvenly(question));
+    return question.maySleep === true ? work() : awake(work);
+  }
+  return sendAtPace(question);
+});
