@@ -47,25 +47,28 @@ function fail(message: string): void {
 async function measure(): Promise<void> {
   const startedAt = new Date();
   const loadAtStart = loadavg()[0] ?? 0;
-  const stage = await openStage(options.quick, tell);
+  let current = '';
   let isInterrupted = false;
+  const opening = openStage(options.quick, tell);
   const interrupt = (): void => {
     isInterrupted = true;
     endChildren();
-    void stage.authority.close().finally(() => {
-      clearLine();
-      process.exit(130);
-    });
+    void opening
+      .then(({ authority }) => authority.close())
+      .finally(() => {
+        clearLine();
+        process.exit(130);
+      });
   };
   process.once('SIGINT', interrupt);
   process.once('SIGTERM', interrupt);
+  const stage = await opening;
 
   const measured: Figure[] = [];
-  let current = '';
   function tell(progress: string): void {
     if (!process.stdout.isTTY || isInterrupted) return;
     clearLine();
-    process.stdout.write(`${current}  ${progress}`.slice(0, process.stdout.columns - 1));
+    process.stdout.write(`${current}  ${progress}`.slice(0, (process.stdout.columns || 80) - 1));
   }
   try {
     for (const comparison of chosen) {
