@@ -26,8 +26,9 @@ export function readClientCertificate(socket: Socket, now: number): Certified | 
 }
 
 function shownBy(socket: TLSSocket): PeerCertificate | undefined {
-  const certificate = socket.getPeerCertificate();
-  return Object.keys(certificate).length === 0 ? undefined : certificate;
+  // A socket that was destroyed meanwhile has none at all.
+  const certificate: PeerCertificate | null = socket.getPeerCertificate();
+  return certificate === null || Object.keys(certificate).length === 0 ? undefined : certificate;
 }
 
 function describeUser({ subject, fingerprint256 }: PeerCertificate): UserInfo | undefined {

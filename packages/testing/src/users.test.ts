@@ -1,7 +1,9 @@
 import assert from 'node:assert/strict';
+import { once } from 'node:events';
 import { readFileSync } from 'node:fs';
 import { request as send } from 'node:https';
 import { after, before, describe, it } from 'node:test';
+import { connect } from 'node:tls';
 import { createAuthority } from './authority.ts';
 import type { Authority, User } from './authority.ts';
 import type { Answer } from './fixtures/ask.ts';
@@ -85,6 +87,20 @@ describe('users with a client certificate', () => {
     const user = await authority.user('jane');
     authority.rotateCa();
     assert.equal((await ask(user, 'POST', whoami, {})).status, 201);
+  });
+
+  it('may hang up before they are answered', async () => {
+    const warned: Error[] = [];
+    const listen = (warning: Error): void => void warned.push(warning);
+    process.on('warning', listen);
+    const socket = connect({ host: '127.0.0.1', port: Number(new URL(authority.url).port), ca: readFileSync(authority.caFile) });
+    socket.on('error', () => undefined).resume();
+    // What follows the body is no request, so that the connection is cut while this one is being answered.
+    socket.write(`POST ${whoami} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}no request\r\n\r\n`);
+    await once(socket, 'close');
+    assert.equal((await ask(await authority.user('jane'), 'POST', whoami, {})).status, 201);
+    process.off('warning', listen);
+    assert.deepEqual(warned, []);
   });
 
   it('need a name', async () => {
