@@ -50,7 +50,7 @@ describe('inspect', () => {
       pod: /^pod {13}(\S+)$/m,
       keyId: /^key id {10}([\w-]{43})$/m,
       jti: /^credential id {3}JTI=([\da-f-]{36})$/m,
-      times: /^issued {10}(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ), (?:now|\d+ seconds ago)\nexpires {9}(\S+Z), in 59 minutes\n$/m,
+      times: /^issued {10}(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ), (?:now|\d+ seconds? ago)\nexpires {9}(\S+Z), in 5\d minutes\n$/m,
     };
     assert.equal(pod.exec(out)?.[1], api.name);
     for (const pattern of [keyId, jti, times]) assert.match(out, pattern);

@@ -8,11 +8,12 @@ import { promisify } from 'node:util';
 
 import { createGuard, createServiceClient } from '@k8s-sa-auth/core';
 import { requestWith } from '@k8s-sa-auth/core/diagnosis';
-import { type Authority, createAuthority, type Pod } from '@k8s-sa-auth/testing';
+import { type Authority, createAuthority } from '@k8s-sa-auth/testing';
 import * as fc from 'fast-check';
 import { parseAllDocuments } from 'yaml';
 
 import { UsageError } from './arguments.ts';
+import { send } from './fixtures/administrator.ts';
 import { run } from './fixtures/run.ts';
 import { manifests } from './manifests.ts';
 
@@ -59,6 +60,8 @@ async function print(...args: readonly string[]): Promise<string> {
   return text;
 }
 
+const deaf = { info() {}, warn() {}, error() {} };
+
 describe('manifests', () => {
   const directory = mkdtempSync(join(tmpdir(), 'manifests-'));
   let authority: Authority;
@@ -71,12 +74,33 @@ describe('manifests', () => {
     rmSync(directory, { recursive: true });
   });
 
-  async function apply(text: string): Promise<readonly Pod[]> {
+  async function apply(text: string): Promise<void> {
     writeFileSync(join(directory, 'k8s.yaml'), text);
-    return authority.apply(join(directory, 'k8s.yaml'));
+    await authority.apply(join(directory, 'k8s.yaml'));
+  }
+
+  // A Deployment as it was before anybody called anybody.
+  function deploymentOf(namespace: string, name: string, container: string): object {
+    const labels = { app: name };
+    const spec = { containers: [{ name: container, image: 'app' }] };
+    return {
+      apiVersion: 'apps/v1',
+      kind: 'Deployment',
+      metadata: { name, namespace },
+      spec: { selector: { matchLabels: labels }, template: { metadata: { labels }, spec } },
+    };
   }
 
   it('prints what makes a whole call work, for each caller', async () => {
+    // What is there already: namespaces, ServiceAccounts, Deployments, and nothing else.
+    const store = await authority.pod('secret-store/secret-store', { reviews: false });
+    await Promise.all(['api/api', 'ops/jobs'].map((name) => authority.token(name, { audience: 'x' })));
+    await apply(
+      [deploymentOf('api', 'app', 'app'), deploymentOf('ops', 'jobs', 'worker')].map((one) => JSON.stringify(one)).join('\n---\n'),
+    );
+    const guard = createGuard({ audience: 'secret-store', allow: ['api/api', 'ops/*'], apiServer: store.apiServer, logger: deaf });
+    await assert.rejects(guard.ready(), /may not create TokenReviews/);
+
     const args = [
       '--callee',
       'secret-store/secret-store',
@@ -87,24 +111,18 @@ describe('manifests', () => {
       '--caller',
       'ops/jobs:jobs/worker',
     ];
-    // The namespaces and ServiceAccounts are there, as they would be, and nothing else.
-    const store = await authority.pod('secret-store/secret-store', { reviews: false });
-    await Promise.all(['api/api', 'ops/jobs'].map((name) => authority.token(name, { audience: 'x' })));
-    const guard = createGuard({
-      audience: 'secret-store',
-      allow: ['api/api', 'ops/*'],
-      apiServer: store.apiServer,
-      logger: { info() {}, warn() {}, error() {} },
-    });
-    await assert.rejects(guard.ready(), /may not create TokenReviews/);
-
     const { code, out, error } = await run(['manifests', ...args]);
     assert.deepEqual([code, error], [0, '']);
-    const [api, jobs, ...others] = await apply(out);
-    assert.deepEqual([api?.serviceAccount, jobs?.serviceAccount, others], ['api/api', 'ops/jobs', []]);
+    await apply(await print(...args, '--only', 'callee'));
+    const patches = read(out).filter(({ kind }) => kind === 'Deployment');
+    for (const patch of patches) {
+      const path = `/apis/apps/v1/namespaces/${patch.metadata.namespace}/deployments/${patch.metadata.name}`;
+      await send(authority, 'PATCH', path, patch, 'application/strategic-merge-patch+json');
+    }
+    const callers = ['api/api', 'ops/jobs'].map((name) => authority.pods.findLast(({ serviceAccount }) => serviceAccount === name));
 
     await guard.ready();
-    for (const pod of [api, jobs]) {
+    for (const pod of callers) {
       assert.ok(pod);
       const tokenFile = join(pod.env['K8S_SA_AUTH_ROOT'] ?? '', 'var/run/secrets/secret-store/token');
       const client = createServiceClient({ targets: [{ origin: 'http://app.secret-store', tokenFile }] });
@@ -122,9 +140,10 @@ describe('manifests', () => {
   });
 
   it('is what kubectl takes: objects to apply, and a patch that leaves the other tokens of a Deployment alone', async (t) => {
+    await using cluster = await createAuthority();
     // The authority runs in this process, so nothing here may wait for kubectl but by a promise.
     const kubectl = async (args: readonly string[], input = ''): Promise<string> => {
-      const env = { PATH: process.env['PATH'], HOME: directory, KUBECONFIG: authority.kubeconfig };
+      const env = { PATH: process.env['PATH'], HOME: directory, KUBECONFIG: cluster.kubeconfig };
       const ending = promisify(execFile)('kubectl', args, { env });
       ending.child.stdin?.end(input);
       return (await ending).stdout;
@@ -135,7 +154,7 @@ describe('manifests', () => {
     }
     await kubectl(['apply', '-f', join(import.meta.dirname, '../../../examples/api/k8s.yaml')]);
     const objects = await print('--callee', 'vault/vault', '--only', 'callee', '--authorize');
-    assert.equal((await kubectl(['apply', '-f', '-'], objects)).match(/ (created|configured)$/gm)?.length, 4);
+    assert.equal((await kubectl(['apply', '-f', '-'], objects)).match(/ created$/gm)?.length, 4);
     assert.equal((await kubectl(['apply', '-f', '-'], objects)).match(/ unchanged$/gm)?.length, 4);
 
     writeFileSync(join(directory, 'patch.yaml'), await print('--audience', 'vault', '--caller', 'api/api:app', '--only', 'caller'));

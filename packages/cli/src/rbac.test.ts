@@ -1,14 +1,13 @@
 import assert from 'node:assert/strict';
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
-import { request } from 'node:https';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { json } from 'node:stream/consumers';
 import { after, before, describe, it } from 'node:test';
 
 import { type Authority, createAuthority } from '@k8s-sa-auth/testing';
 
 import { formatDocuments } from './documents.ts';
+import { send } from './fixtures/administrator.ts';
 import { grant, type Right } from './rbac.ts';
 
 describe('grant', () => {
@@ -25,14 +24,9 @@ describe('grant', () => {
   });
 
   async function mayJane(attributes: object): Promise<boolean> {
-    const config = JSON.parse(readFileSync(authority.kubeconfig, 'utf8')) as { users: [{ user: { token: string } }] };
-    const headers = { authorization: `Bearer ${config.users[0].user.token}`, 'content-type': 'application/json' };
-    const url = `${authority.url}/apis/authorization.k8s.io/v1/subjectaccessreviews`;
-    const { promise, resolve, reject } = Promise.withResolvers<unknown>();
-    request(url, { method: 'POST', ca: readFileSync(authority.caFile), headers, agent: false }, (response) => resolve(json(response)))
-      .on('error', reject)
-      .end(JSON.stringify({ apiVersion: 'authorization.k8s.io/v1', kind: 'SubjectAccessReview', spec: { user: username, ...attributes } }));
-    return ((await promise) as { status: { allowed: boolean } }).status.allowed;
+    const review = { apiVersion: 'authorization.k8s.io/v1', kind: 'SubjectAccessReview', spec: { user: username, ...attributes } };
+    const answer = await send(authority, 'POST', '/apis/authorization.k8s.io/v1/subjectaccessreviews', review);
+    return (answer as { status: { allowed: boolean } }).status.allowed;
   }
 
   // Of all that one right could be taken for, each is looked at.
