@@ -13,6 +13,9 @@ export interface IncomingRequest {
   readonly headers: IncomingHttpHeaders;
   readonly rawHeaders: string[];
   readonly headersDistinct?: NodeJS.Dict<string[]>;
+  /** For the functions of `authorize`; `originalUrl` where a framework changes `url` on the way. */
+  readonly url?: string | undefined;
+  readonly originalUrl?: string;
   /** The connection: for as long as it lives, its last accepted token is compared instead of hashed. */
   readonly socket?: object | null;
 }

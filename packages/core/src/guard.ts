@@ -26,25 +26,31 @@ import { createReadiness } from './readiness.ts';
 import { type Claims, screen as screenClaims } from './screening.ts';
 import { createSigningKeys } from './signing-keys.ts';
 import { answerRollCall } from './status.ts';
-import { type AuthorizedRequest, type Requirement, reviewAccess } from './subject-access-review.ts';
+import { type AuthorizedRequest, plainPath, type Requirement, reviewAccess } from './subject-access-review.ts';
 import { mayCreate, printable, reviewKinds, reviewToken } from './token-review.ts';
 import { createVerdicts, type Sourced } from './verdicts.ts';
 import { createVerification } from './verification.ts';
+
+type ReadParams = AuthorizedRequest['params'] | (() => AuthorizedRequest['params']);
 
 /** What stands in front of handlers. All guards made from one by `with` share its connection and memory. */
 export interface Guard extends AsyncDisposable {
   /**
    * Decides one request and takes the token off it. `route` is the framework's pattern, for events and predicates; `params` are the values
-   * that it has in this URL, for `authorize`.
+   * that it has in this URL, for `authorize`, or what reads them where it is asked.
    * Rejects with an AuthError (401, 403) or a ClusterError (503), whose `headers` belong on the response.
    * Resolves to undefined only when observing. Anything else it rejects with is a mistake in options or `allow`: a 500.
    */
-  check(request: IncomingRequest, route?: string, params?: AuthorizedRequest['params']): Promise<Caller | undefined>;
+  check(request: IncomingRequest, route?: string, params?: ReadParams): Promise<Caller | undefined>;
   /**
    * The same for adapters, without a promise where nothing has to be waited for: a remembered caller is returned, and a refusal that is
    * certain at once is thrown.
    */
   checkNow(...request: Parameters<Guard['check']>): Caller | undefined | Promise<Caller | undefined>;
+  /** Whether a request shows a token in this guard's header, good or bad. Where not, another scheme may decide it. Takes nothing off. */
+  hasToken(request: IncomingRequest): boolean;
+  /** False in observe mode: that a request passes then says nothing about who sent it. */
+  readonly enforced: boolean;
   /** Takes the token off a request that needs no decision, so that a public route does not see it either. Leaves it while observing. */
   discard(request: IncomingRequest): void;
   /** A guard for routes that decide something for themselves. Throws a TypeError on options that are not understood. */
@@ -84,8 +90,6 @@ function pick<O extends object, K extends keyof O>(options: O, names: readonly K
   return Object.fromEntries(names.filter((name) => Object.hasOwn(options, name)).map((name) => [name, options[name]])) as Pick<O, K>;
 }
 
-type Params = AuthorizedRequest['params'];
-
 interface Screened {
   readonly claims: Claims;
   readonly spender: string | undefined;
@@ -118,7 +122,7 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
   const readiness = createReadiness(memory.verification, apiServer, signingKeys, audiences, kinds, log);
 
   // The whole decision: read the token, recall its verdict or ask for one, is this caller allowed. A promise only where there is something to wait for.
-  function decide(route: Route, prefix: string, request: IncomingRequest, asked: AskedFor, params: Params): Ruling | Promise<Ruling> {
+  function decide(route: Route, prefix: string, request: IncomingRequest, asked: AskedFor, params: ReadParams): Ruling | Promise<Ruling> {
     const credential = takeCredential(request, header, forwardToken || route.mode === 'observe');
     if ('code' in credential) return { outcome: 'refused', ...credential, source: 'screening' };
     const { token } = credential;
@@ -130,7 +134,7 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
   }
 
   // Screen the token, and ask the cluster about it.
-  async function decideAnew(route: Route, key: string, token: string, ...rest: [IncomingRequest, AskedFor, Params]): Promise<Ruling> {
+  async function decideAnew(route: Route, key: string, token: string, ...rest: [IncomingRequest, AskedFor, ReadParams]): Promise<Ruling> {
     const screened = await screen(route, token, verdicts.isKnown(key));
     if ('outcome' in screened) return screened;
     const { claims, spender } = screened;
@@ -141,7 +145,7 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
   }
 
   // What a verdict means on this route: is this caller allowed, by the route and then by the cluster's own rules.
-  function admit(route: Route, verdict: Sourced, request: IncomingRequest, asked: AskedFor, params: Params): Ruling | Promise<Ruling> {
+  function admit(route: Route, verdict: Sourced, request: IncomingRequest, asked: AskedFor, params: ReadParams): Ruling | Promise<Ruling> {
     if (verdict.outcome === 'unavailable') return verdict;
     if (verdict.outcome === 'refused') return { ...verdict, code: 'invalid_token' };
     const { caller, source } = verdict;
@@ -151,7 +155,8 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
     const conclude = (isAllowed: boolean): Ruling | Promise<Ruling> => {
       if (isAllowed !== true) return { outcome: 'refused', code: 'caller_not_allowed', reason: 'not_in_allow', caller, source };
       if (route.requirement === undefined) return { outcome: 'allowed', caller, source };
-      return authorize(caller, source, route.requirement({ ...asked, params, headers: request.headers }));
+      const read = typeof params === 'function' ? params() : params;
+      return authorize(caller, source, route.requirement({ ...asked, params: read, headers: request.headers, path: plainPath(request) }));
     };
     const isAllowed = route.isAllowed(caller, asked);
     return isAllowed instanceof Promise ? isAllowed.then(conclude) : conclude(isAllowed);
@@ -221,7 +226,11 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
       throw ruling.outcome === 'refused' ? refusalError(ruling.code, request, header) : unavailableError(request);
     }
 
-    function checkNow(request: IncomingRequest, pattern?: string, params: Params = {}): Caller | undefined | Promise<Caller | undefined> {
+    function checkNow(
+      request: IncomingRequest,
+      pattern?: string,
+      params: ReadParams = {},
+    ): Caller | undefined | Promise<Caller | undefined> {
       const startedMs = performance.now();
       const asked: AskedFor = { method: request.method ?? 'GET', route: pattern };
       const ruling = (enforced ? decide : observe)(route, prefix, request, asked, params);
@@ -233,6 +242,11 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
     return {
       checkNow,
       check: async (...asked) => checkNow(...asked),
+      hasToken(request) {
+        const credential = takeCredential(request, header, true);
+        return !('code' in credential) || credential.code !== 'missing_token';
+      },
+      enforced,
       discard: (request) => void takeCredential(request, header, forwardToken || !enforced),
       with: (own) => {
         refuseUnknown('a route’s guard', own, routeOptions);

@@ -13,10 +13,16 @@ import type { IncomingRequest } from './credential.ts';
 import { type Decision, decisionChannel } from './decision.ts';
 import { createGuard, createOptInGuard, type Guard } from './guard.ts';
 import type { GuardOptions } from './options.ts';
-import { type Authorize, type AuthorizedRequest, readAccess, readAuthorize } from './subject-access-review.ts';
+import { type Authorize, type AuthorizedRequest, plainPath, readAccess, readAuthorize } from './subject-access-review.ts';
 
 const quiet = { info: () => {}, warn: () => {}, error: () => {} };
-const asked: AuthorizedRequest = { method: 'GET', route: '/orders/:order', params: { order: '7' }, headers: { 'x-shop': 'berlin' } };
+const asked: AuthorizedRequest = {
+  method: 'GET',
+  route: '/orders/:order',
+  params: { order: '7' },
+  headers: { 'x-shop': 'berlin' },
+  path: '/orders/7',
+};
 
 describe('readAuthorize', () => {
   const rejects = (authorize: unknown, message: RegExp): void =>
@@ -96,6 +102,31 @@ describe('readAuthorize', () => {
   it('refuses a name that is inherited and no text', () =>
     rejects(Object.create({ name: 7 }, Object.getOwnPropertyDescriptors({ verb: 'get', resource: 'pods' })), /"authorize\.name"/));
   it('refuses a path without its slash', () => rejects({ verb: 'get', path: 'x' }, /begins with a slash/));
+});
+
+describe('plainPath', () => {
+  const read = (url: string): string | undefined => plainPath({ headers: {}, rawHeaders: [], url });
+
+  it('takes the path alone', () => assert.equal(read('/orders/7?x=/../#y'), '/orders/7'));
+  it('takes what was sent, not what a mount left of it', () =>
+    assert.equal(plainPath({ headers: {}, rawHeaders: [], url: '/7', originalUrl: '/orders/7' }), '/orders/7'));
+  it('takes dots that are no segment, and other encodings, as they are', () => assert.equal(read('/a..b/.c/%20'), '/a..b/.c/%20'));
+  it('takes no dot segments', () => {
+    assert.equal(read('/public/../admin'), undefined);
+    assert.equal(read('/public/..'), undefined);
+    assert.equal(read('/./admin'), undefined);
+  });
+  it('takes no encoded dots', () => assert.equal(read('/public/%2E%2e/admin'), undefined));
+  it('takes no encoded slash', () => assert.equal(read('/public%2fadmin'), undefined));
+  it('takes no percent sign that was encoded to be decoded twice', () => assert.equal(read('/public/%252e%252e/admin'), undefined));
+  it('takes no backslash, encoded or not', () => {
+    assert.equal(read('/public\\..\\admin'), undefined);
+    assert.equal(read('/public%5c..%5cadmin'), undefined);
+  });
+  it('takes no empty segment', () => assert.equal(read('//admin'), undefined));
+  it('takes no whole URL', () => assert.equal(read('http://admin/'), undefined));
+  it('takes no star of OPTIONS', () => assert.equal(read('*'), undefined));
+  it('takes nothing for nothing', () => assert.equal(plainPath({ headers: {}, rawHeaders: [] }), undefined));
 });
 
 describe('readAccess', () => {

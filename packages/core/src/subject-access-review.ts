@@ -5,6 +5,7 @@ import type { IncomingHttpHeaders } from 'node:http';
 
 import type { Answer, ApiServerConnection } from './api-server.ts';
 import type { AskedFor, Caller } from './caller.ts';
+import type { IncomingRequest } from './credential.ts';
 import { traceReview } from './review.ts';
 import { asObject, parseObject } from './screening.ts';
 import { isOutage, printable, reviewKinds, unusable, type Verdict } from './token-review.ts';
@@ -14,6 +15,17 @@ export interface AuthorizedRequest extends AskedFor {
   /** The route's parameters as the framework read them from the URL, where it knows them before the handler. */
   readonly params: Readonly<Record<string, string | undefined>>;
   readonly headers: IncomingHttpHeaders;
+  /**
+   * The path as it was sent, without its query. `undefined`, so that the request is refused, where what stands behind could read it as another
+   * one: with dot segments, empty segments, backslashes, or one of these percent-encoded.
+   */
+  readonly path: string | undefined;
+}
+
+/** The path of a request, where there are no two ways to read it. */
+export function plainPath({ originalUrl, url = '' }: IncomingRequest): string | undefined {
+  const [path = ''] = (originalUrl ?? url).split(/[?#]/, 1);
+  return path.startsWith('/') && !/\/\/|\/\.{1,2}(?:\/|$)|\\|%(?:2[ef5]|5c)/i.test(path) ? path : undefined;
 }
 
 /** Text, or a function of the request. What a function gives must be text of 1 to 1 024 characters; `undefined` and `''` refuse the request. */
@@ -38,7 +50,7 @@ export interface ResourceAttributes {
 /** A path, as a ClusterRole's `nonResourceURLs` have them. */
 export interface NonResourceAttributes {
   readonly verb: Attribute;
-  /** Begins with `/`, such as `/reports/*`. */
+  /** Begins with `/`, such as `/reports/daily`, or `({ path }) => path`. */
   readonly path: Attribute;
   readonly resource?: never;
 }
