@@ -56,19 +56,16 @@ export interface Reporter {
 export function createReporter(log: Log | undefined): Reporter {
   const lines = log && createLines(log);
   return {
-    report(ruling, about) {
+    report(ruling, { enforced, audiences, request, startedMs }) {
       // Most decisions: nobody listens, and all is well.
       const isLogged = lines !== undefined && ruling.outcome !== 'allowed';
       if (!isLogged && !decisions.hasSubscribers) return;
-      const { startedMs, ...rest } = about;
-      const decision: Decision = {
-        ...ruling,
-        ...(ruling.outcome === 'unavailable' && { code: 'review_unavailable' }),
-        ...rest,
-        durationMs: performance.now() - startedMs,
-      };
+      const durationMs = performance.now() - startedMs;
+      const about = { enforced, audiences, request, durationMs };
+      const decision: Decision =
+        ruling.outcome === 'unavailable' ? { ...ruling, code: 'review_unavailable', ...about } : { ...ruling, ...about };
       if (decisions.hasSubscribers) decisions.publish(decision);
-      if (isLogged) lines.add(decision, messages[ruling.outcome][about.enforced ? 0 : 1]);
+      if (isLogged) lines.add(decision, messages[ruling.outcome][enforced ? 0 : 1]);
     },
     close: () => lines?.close(),
   };
