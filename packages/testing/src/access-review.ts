@@ -38,7 +38,13 @@ const apiVersion = 'authorization.k8s.io/v1';
 export const subjectAccessReviewType: BodyType = bodyType('SubjectAccessReview', apiVersion, {
   spec: {
     struct: 'SubjectAccessReviewSpec',
-    fields: { ...attributes, user: 'string', groups: { list: 'string' }, extra: { map: { list: 'string' } }, uid: 'string' },
+    fields: {
+      ...attributes,
+      user: 'string',
+      groups: { list: 'string' },
+      extra: { map: { list: 'string', name: 'v1.ExtraValue' } },
+      uid: 'string',
+    },
   },
   status,
 });
@@ -75,10 +81,14 @@ export interface AccessReviewSpec {
 /** Answers for the subject that the spec names; `namespace` is that of the path, where there is one. Throws a {@link StatusError}. */
 export function reviewAccess(objects: Objects, spec: AccessReviewSpec, namespace?: string): Permission {
   const { user = '', groups = [] } = spec;
-  if (namespace !== undefined && spec.resourceAttributes?.['namespace'] !== namespace) {
-    throw badRequest(`spec.resourceAttributes.namespace must match namespace: ${namespace}`);
-  }
   const errors = checkAttributes(spec);
+  const asked = spec.resourceAttributes?.['namespace'] ?? '';
+  if (namespace !== undefined && asked !== namespace) {
+    errors.push({
+      field: 'spec.resourceAttributes.namespace',
+      message: `Invalid value: ${JSON.stringify(asked)}: must match metadata.namespace`,
+    });
+  }
   if (user === '' && groups.length === 0) {
     errors.push({ field: 'spec.user', message: 'Invalid value: "": at least one of user or group must be specified' });
   }

@@ -1,10 +1,11 @@
 // The only place that reads a request's body: what a real API server says of a body that is broken, of another kind or of the wrong
 // type, what it drops, and what it records as set in managedFields.
-import { parseDocument } from 'yaml';
+import { parseAllDocuments } from 'yaml';
 import { isRecord } from './json.ts';
 import type { JsonRecord } from './json.ts';
 import { JsonSyntaxError, parseJson } from './json-syntax.ts';
 import type { ParsedJson } from './json-syntax.ts';
+import { isRegistered } from './resources.ts';
 import { structOf } from './schemas.ts';
 import { badRequest, StatusError } from './status.ts';
 
@@ -17,7 +18,7 @@ export type Shape =
   | 'time'
   | 'bytes'
   | 'any'
-  | { readonly list: Shape }
+  | { readonly list: Shape; readonly name?: string }
   | { readonly map: Shape }
   | Struct;
 
@@ -38,7 +39,9 @@ export interface BodyType {
 /** A body as it was parsed, and what strict parsing would say of it. */
 export interface ParsedBody {
   readonly object: JsonRecord;
+  /** What a strict parser says of the text itself. */
   readonly faults: readonly string[];
+  readonly duplicates?: ParsedJson['duplicates'];
   readonly numbers?: ParsedJson['numbers'];
 }
 
@@ -78,31 +81,41 @@ export function bodyType(kind: string, apiVersion: string, fields: Readonly<Reco
 /** Parses a body, JSON or YAML, and checks that it is of this kind. Throws a 400 {@link StatusError}. */
 export function parseBody(type: Pick<BodyType, 'kind' | 'apiVersion'>, body: string, yaml: boolean): ParsedBody {
   const parsed = yaml ? parseYamlBody(type, body) : parseJsonBody(type, body);
-  const { kind, apiVersion } = parsed.object;
-  if (isText(apiVersion) && apiVersion !== type.apiVersion) {
-    throw badRequest(`the API version in the data (${apiVersion}) does not match the expected API version (${type.apiVersion})`);
-  }
-  if (isText(kind) && kind !== type.kind) {
+  const kind = isText(parsed.object['kind']) ? parsed.object['kind'] : type.kind;
+  const apiVersion = isText(parsed.object['apiVersion']) ? parsed.object['apiVersion'] : type.apiVersion;
+  if (apiVersion.split('/').length > 2) throw unrecognized(type, body, `unexpected GroupVersion string: ${apiVersion}`);
+  const version = versionOf({ apiVersion });
+  const refuse = (why: string): StatusError => badRequest(`${kind} in version "${version}" cannot be handled as a ${type.kind}: ${why}`);
+  if (!isRegistered(apiVersion, kind)) {
     const scheme = 'in scheme "k8s.io/kubernetes/pkg/api/legacyscheme/scheme.go:30"';
-    const registered = `no kind "${kind}" is registered for version "${type.apiVersion}" ${scheme}`;
-    throw badRequest(`${kind} in version "${versionOf(type)}" cannot be handled as a ${type.kind}: ${registered}`);
+    throw refuse(`no kind "${kind}" is registered for version "${apiVersion}" ${scheme}`);
+  }
+  if (kind !== type.kind || groupOf({ apiVersion }) !== groupOf(type)) {
+    // Go's names of both types: the package of the first is its version, that of the second its group.
+    const [internal = ''] = (groupOf(type) || 'core').split('.');
+    throw refuse(`converting (${version}.${kind}) to (${internal}.${type.kind}): unknown conversion`);
+  }
+  if (apiVersion !== type.apiVersion) {
+    throw badRequest(`the API version in the data (${apiVersion}) does not match the expected API version (${type.apiVersion})`);
   }
   return parsed;
 }
 
 /** Decodes a body that was parsed, its fields in the type's order. Throws a 400 {@link StatusError}. */
-export function decodeBody(type: BodyType, { object, faults, numbers = new Map() }: ParsedBody): DecodedBody {
-  const reading: Reading = { faults: [...faults], numbers, refuse: (message) => refuseBody(type, message), keepsOrder: false };
+export function decodeBody(type: BodyType, parsed: ParsedBody): DecodedBody {
+  const { object, faults, duplicates = [], numbers = new Map() } = parsed;
+  const refuse = (message: string): StatusError => refuseBody(type, message);
+  const reading: Reading = { faults: [...faults], duplicates: new Set(duplicates), numbers, refuse, keepsOrder: false };
   return { object: decodeStruct(object, type.shape, { path: '', indexed: '' }, reading), faults: reading.faults };
 }
 
 /** Decodes an object of a kind that is kept: what has no place in its type is dropped, the rest stays in its order. Throws as decodeBody. */
 export function decodeObject(
   type: Pick<BodyType, 'kind' | 'apiVersion'>,
-  { object, faults, numbers = new Map() }: ParsedBody,
+  { object, faults, duplicates = [], numbers = new Map() }: ParsedBody,
   refuse: (message: string) => Error = (message) => refuseBody(type, message),
 ): DecodedBody {
-  const reading: Reading = { faults: [...faults], numbers, refuse, keepsOrder: true };
+  const reading: Reading = { faults: [...faults], duplicates: new Set(duplicates), numbers, refuse, keepsOrder: true };
   return { object: decodeStruct(object, structOf(type.kind), { path: '', indexed: '' }, reading), faults: reading.faults };
 }
 
@@ -162,10 +175,14 @@ function versionOf({ apiVersion }: Pick<BodyType, 'apiVersion'>): string {
   return apiVersion.split('/').at(-1) ?? '';
 }
 
+function groupOf({ apiVersion }: Pick<BodyType, 'apiVersion'>): string {
+  return apiVersion.includes('/') ? (apiVersion.split('/')[0] ?? '') : '';
+}
+
 function parseJsonBody(type: Pick<BodyType, 'kind'>, body: string): ParsedBody {
   try {
     const { value, duplicates, numbers } = parseJson(body);
-    return { object: readTyped(type, value, body), faults: duplicates.map((path) => `duplicate field "${path}"`), numbers };
+    return { object: readTyped(type, value, body), faults: [], duplicates, numbers };
   } catch (error) {
     throw error instanceof JsonSyntaxError
       ? unrecognized(type, body, `couldn't get version/kind; json parse error: ${error.message}`)
@@ -174,16 +191,34 @@ function parseJsonBody(type: Pick<BodyType, 'kind'>, body: string): ParsedBody {
 }
 
 function parseYamlBody(type: Pick<BodyType, 'kind'>, body: string): ParsedBody {
-  const document = parseDocument(body);
+  // Of several documents the first counts. YAML 1.1, in which `yes` is a boolean, is Go's.
+  const [document] = parseAllDocuments(body, { version: '1.1' });
+  if (document === undefined || 'empty' in document) return { object: {}, faults: [] };
   const faults: string[] = [];
-  for (const { code, message, linePos } of document.errors) {
+  for (const { code, linePos, pos } of document.errors) {
     const [{ line } = { line: 1 }] = linePos ?? [];
-    if (code !== 'DUPLICATE_KEY') throw unrecognized(type, body, `yaml: line ${line}: ${message.split('\n')[0]}`);
-    const key = body.slice(document.errors[faults.length]?.pos[0] ?? 0).match(/^["']?([^"':\s]+)/)?.[1] ?? '';
+    if (code !== 'DUPLICATE_KEY')
+      throw unrecognized(type, body, `yaml: ${line > 1 ? `line ${line}: ` : ''}${yamlErrors[code] ?? otherYamlError}`);
+    const [, key = ''] = /^["']?([^"':\s]+)/.exec(body.slice(pos[0])) ?? [];
     faults.push(`line ${line}: key "${key}" already set in map`);
   }
-  return { object: readTyped(type, document.toJS() ?? null, body), faults };
+  try {
+    return { object: readTyped(type, document.toJS() ?? null, body), faults };
+  } catch (error) {
+    // An alias that stands for nothing.
+    const [, anchor] = /alias.*: (.+)$/.exec(error instanceof ReferenceError ? error.message : '') ?? [];
+    throw anchor === undefined ? error : unrecognized(type, body, `yaml: unknown anchor '${anchor}' referenced`);
+  }
 }
+
+// Go's words for what the parser here tells in others; for what is left, the likeliest.
+const yamlErrors: Readonly<Record<string, string>> = {
+  BAD_DIRECTIVE: 'could not find expected directive name',
+  BLOCK_AS_IMPLICIT_KEY: 'mapping values are not allowed in this context',
+  MISSING_CHAR: 'found unexpected end of stream',
+  TAB_AS_INDENT: 'found character that cannot start any token',
+};
+const otherYamlError = 'did not find expected node content';
 
 // Go looks for kind and apiVersion before it looks at anything else.
 function readTyped(type: Pick<BodyType, 'kind'>, value: unknown, body: string): JsonRecord {
@@ -217,6 +252,7 @@ function summarize(body: string): string {
 
 interface Reading {
   readonly faults: string[];
+  readonly duplicates: ReadonlySet<string>;
   readonly numbers: ParsedJson['numbers'];
   readonly refuse: (message: string) => Error;
   /** Whether fields stay in the order in which they were sent, not in the type's. */
@@ -231,18 +267,19 @@ interface Place {
 
 function decodeStruct(value: JsonRecord, shape: Struct, { path, indexed }: Place, reading: Reading): JsonRecord {
   const within = (outer: string, name: string): string => (outer === '' ? name : `${outer}.${name}`);
+  const decoded = new Map<string, unknown>();
   for (const name of Object.keys(value)) {
-    if (!Object.hasOwn(shape.fields, name)) reading.faults.push(`unknown field "${within(indexed, name)}"`);
-  }
-  const decoded: [string, unknown][] = [];
-  for (const name of Object.keys(reading.keepsOrder ? value : shape.fields)) {
     const inner = Object.hasOwn(shape.fields, name) ? shape.fields[name] : undefined;
-    if (inner === undefined || !Object.hasOwn(value, name)) continue;
-    const place = { path: within(path, name), indexed: within(indexed, name) };
-    const one = decodeField(value[name], inner, { ...place, struct: shape.struct }, reading);
-    if (!isEmpty(one, inner, name)) decoded.push([name, one]);
+    const place = { path: within(path, name), indexed: within(indexed, name), struct: shape.struct };
+    if (inner === undefined) reading.faults.push(`unknown field "${place.indexed}"`);
+    else {
+      if (reading.duplicates.has(place.indexed)) reading.faults.push(`duplicate field "${place.indexed}"`);
+      const one = decodeField(value[name], inner, place, reading);
+      if (!isEmpty(one, inner, name)) decoded.set(name, one);
+    }
   }
-  return Object.fromEntries(decoded);
+  if (reading.keepsOrder) return Object.fromEntries(decoded);
+  return Object.fromEntries(Object.keys(shape.fields).flatMap((name) => (decoded.has(name) ? [[name, decoded.get(name)]] : [])));
 }
 
 function decodeField(value: unknown, shape: Shape, at: Place & { readonly struct: string }, reading: Reading): unknown {
@@ -272,6 +309,7 @@ function decodeField(value: unknown, shape: Shape, at: Place & { readonly struct
   if ('struct' in shape) return decodeStruct(value, shape, at, reading);
   // Go's errors of type name the fields of types, not the keys of maps.
   const entries = Object.entries(value).map(([key, one]) => {
+    if (reading.duplicates.has(`${at.indexed}.${key}`)) reading.faults.push(`duplicate field "${at.indexed}.${key}"`);
     const read = decodeField(one, shape.map, { ...at, indexed: `${at.indexed}.${key}` }, reading);
     return [key, read ?? (typeof shape.map === 'string' ? '' : {})] as const;
   });
@@ -335,7 +373,7 @@ function goName(shape: Shape): string {
   if (shape === 'bytes') return '[]uint8';
   if (typeof shape === 'string') return shape;
   if ('struct' in shape) return `v1.${shape.struct}`;
-  return 'list' in shape ? `[]${goName(shape.list)}` : `map[string]${goName(shape.map)}`;
+  return 'list' in shape ? (shape.name ?? `[]${goName(shape.list)}`) : `map[string]${goName(shape.map)}`;
 }
 
 function goType(value: unknown): string {

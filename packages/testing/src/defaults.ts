@@ -138,7 +138,9 @@ function completePod(object: NewObject, { objects }: Cluster): NewObject {
     metadata: { ...object.metadata, generation: 1 },
     spec: {
       ...(volumes.length === 0 ? {} : { volumes }),
-      ...(initContainers === undefined ? {} : { initContainers: readList(initContainers).map((one) => completeContainer(one, automount === true ? access : undefined)) }),
+      ...(initContainers === undefined
+        ? {}
+        : { initContainers: readList(initContainers).map((one) => completeContainer(one, automount === true ? access : undefined)) }),
       containers,
       restartPolicy: 'Always',
       terminationGracePeriodSeconds: 30,

@@ -4,7 +4,7 @@ import { authorize } from './nodes.ts';
 import type { Objects } from './objects.ts';
 import { forbidden } from './rbac.ts';
 import type { Attributes, UserInfo } from './rbac.ts';
-import { badRequest } from './status.ts';
+import { StatusError } from './status.ts';
 
 /**
  * Returns whom the caller acts as: itself, without such headers. Throws a {@link StatusError}: 403 where RBAC does not let it
@@ -17,7 +17,8 @@ export function impersonate(objects: Objects, caller: UserInfo, headers: Incomin
   const extra = readExtra(headers);
   if (username === '') {
     if (asked.length === 0 && uid === '' && Object.keys(extra).length === 0) return caller;
-    throw badRequest('requested impersonation without impersonating a user');
+    const message = `requested ${describeAsked(uid, asked, extra)} without impersonating a user name`;
+    throw new StatusError(400, 'BadRequest', message, undefined, { 'X-Content-Type-Options': 'nosniff' });
   }
   const [, namespace, name] = /^system:serviceaccount:([^:]+):([^:]+)$/.exec(username) ?? [];
   const check = (attributes: Omit<Extract<Attributes, { resource: string }>, 'verb'>): void => {
@@ -40,6 +41,15 @@ export function impersonate(objects: Objects, caller: UserInfo, headers: Incomin
     groups: own.includes(implied) ? own : [...own, implied],
     ...(Object.keys(extra).length === 0 ? {} : { extra }),
   };
+}
+
+// Go's %#v.
+function describeAsked(uid: string, groups: readonly string[], extra: Readonly<Record<string, readonly string[]>>): string {
+  const list = (texts: readonly string[]): string =>
+    texts.length === 0 ? '[]string(nil)' : `[]string{${texts.map((one) => JSON.stringify(one)).join(', ')}}`;
+  const entries = Object.entries(extra).map(([key, values]) => `${JSON.stringify(key)}:${list(values)}`);
+  const map = entries.length === 0 ? 'map[string][]string(nil)' : `map[string][]string{${entries.join(', ')}}`;
+  return `&user.DefaultInfo{Name:"", UID:${JSON.stringify(uid)}, Groups:${list(groups)}, Extra:${map}}`;
 }
 
 function readExtra(headers: IncomingHttpHeaders): Readonly<Record<string, readonly string[]>> {

@@ -1,6 +1,9 @@
 // The only place that knows how Go reads JSON: where and in which words it finds a text broken, and what a parser takes without a word,
 // keys that stand twice and numbers that are no whole ones.
 
+import { isRecord } from './json.ts';
+import type { JsonRecord } from './json.ts';
+
 /** A text that was parsed. */
 export interface ParsedJson {
   readonly value: unknown;
@@ -56,7 +59,8 @@ export function parseJson(text: string): ParsedJson {
       else at += 1;
     }
     at += 1;
-    return text.slice(start, at);
+    const value: string = JSON.parse(text.slice(start, at));
+    return value.toWellFormed();
   }
 
   function readEscape(): void {
@@ -69,7 +73,7 @@ export function parseJson(text: string): ParsedJson {
     }
   }
 
-  function readNumber(): void {
+  function readNumber(): number {
     const start = at;
     if (text.charAt(at) === '-') at += 1;
     if (text.charAt(at) === '0') at += 1;
@@ -88,30 +92,33 @@ export function parseJson(text: string): ParsedJson {
     const isPlain = at === whole && Number.isSafeInteger(Number(literal));
     const frame = frames.at(-1);
     if (!isPlain && frame !== undefined) numbers.set(pathTo(frame.keys === undefined ? `[${frame.index}]` : `.${frame.key}`), literal);
+    return Number(literal);
   }
 
-  function readLiteral(literal: string): void {
+  function readLiteral<Value>(literal: string, value: Value): Value {
     at += 1;
     for (const character of literal.slice(1)) {
       if (text.charAt(at) !== character) throw fail(`in literal ${literal} (expecting ${quote(character)})`);
       at += 1;
     }
+    return value;
   }
 
-  function readValue(): void {
+  function readValue(): unknown {
     skipSpace();
     const first = text.charAt(at);
-    if (first === '{') readObject();
-    else if (first === '[') readArray();
-    else if (first === '"') readString();
-    else if (first === 't') readLiteral('true');
-    else if (first === 'f') readLiteral('false');
-    else if (first === 'n') readLiteral('null');
-    else if (first === '-' || isDigit()) readNumber();
-    else throw fail('looking for beginning of value');
+    if (first === '{') return readObject();
+    if (first === '[') return readArray();
+    if (first === '"') return readString();
+    if (first === 't') return readLiteral('true', true);
+    if (first === 'f') return readLiteral('false', false);
+    if (first === 'n') return readLiteral('null', null);
+    if (first === '-' || isDigit()) return readNumber();
+    throw fail('looking for beginning of value');
   }
 
-  function readObject(): void {
+  function readObject(): JsonRecord {
+    const entries = new Map<string, unknown>();
     const keys = new Set<string>();
     const frame: Frame = { keys, key: '', index: 0 };
     frames.push(frame);
@@ -121,14 +128,13 @@ export function parseJson(text: string): ParsedJson {
       for (;;) {
         skipSpace();
         if (text.charAt(at) !== '"') throw fail('looking for beginning of object key string');
-        const key: unknown = JSON.parse(readString());
-        frame.key = String(key);
+        frame.key = readString();
         if (keys.has(frame.key)) duplicates.push(pathTo(`.${frame.key}`));
         keys.add(frame.key);
         skipSpace();
         if (text.charAt(at) !== ':') throw fail('after object key');
         at += 1;
-        readValue();
+        entries.set(frame.key, combine(entries.get(frame.key), readValue()));
         skipSpace();
         if (text.charAt(at) === '}') break;
         if (text.charAt(at) !== ',') throw fail('after object key:value pair');
@@ -137,16 +143,18 @@ export function parseJson(text: string): ParsedJson {
     }
     at += 1;
     frames.pop();
+    return Object.fromEntries(entries);
   }
 
-  function readArray(): void {
+  function readArray(): readonly unknown[] {
+    const values: unknown[] = [];
     const frame: Frame = { keys: undefined, key: '', index: 0 };
     frames.push(frame);
     at += 1;
     skipSpace();
     if (text.charAt(at) !== ']') {
       for (;;) {
-        readValue();
+        values.push(readValue());
         skipSpace();
         if (text.charAt(at) === ']') break;
         if (text.charAt(at) !== ',') throw fail('after array element');
@@ -156,13 +164,20 @@ export function parseJson(text: string): ParsedJson {
     }
     at += 1;
     frames.pop();
+    return values;
   }
 
-  readValue();
+  const value = readValue();
   skipSpace();
   if (at < text.length) throw fail('after top-level value');
-  const value: unknown = JSON.parse(text);
   return { value, duplicates, numbers };
+}
+
+// A key that stands twice is read twice into the same place: what it held stays, unless it is said again.
+function combine(before: unknown, after: unknown): unknown {
+  if (!isRecord(before) || !isRecord(after)) return after;
+  const entries = Object.entries(after).map(([key, value]) => [key, combine(before[key], value)]);
+  return { ...before, ...Object.fromEntries(entries) };
 }
 
 // Go looks at bytes: of a character that has several, it shows the first as if it were one.

@@ -7,13 +7,19 @@ import type { ObjectRequest } from './registry.ts';
 import { formatGroupVersion } from './resources.ts';
 import type { ResourceKind } from './resources.ts';
 import { parseSelectors } from './selectors.ts';
-import { formatStatus, notNegotiable, StatusError } from './status.ts';
+import { badRequest, formatStatus, invalid, notNegotiable, StatusError } from './status.ts';
 import { formatTable } from './tables.ts';
 import type { Included } from './tables.ts';
 
+/** An object as it is shown. */
+export type ShownObject = Omit<ClusterObject, 'metadata'> & {
+  readonly metadata: Omit<ClusterObject['metadata'], 'resourceVersion'> & { readonly resourceVersion?: string };
+};
+
 /** Shows objects as a request asks for them. */
 export interface Listing {
-  present(asked: ObjectRequest, object: ClusterObject, status?: number): Answer;
+  /** An object that was not kept has no resource version. */
+  present(asked: ObjectRequest, object: ShownObject, status?: number): Answer;
   /** The objects that a request selects, by namespace and name. */
   matching(asked: ObjectRequest): readonly ClusterObject[];
   list(asked: ObjectRequest): Answer;
@@ -26,11 +32,13 @@ const partial = { kind: 'PartialObjectMetadata', apiVersion: 'meta.k8s.io/v1' };
 export function createListing(cluster: Cluster): Listing {
   const { objects } = cluster;
 
-  function present({ as, query, kind }: ObjectRequest, object: ClusterObject, status = 200): Answer {
+  function present({ as, query, kind }: ObjectRequest, object: ShownObject, status = 200): Answer {
     if (as === 'PartialObjectMetadata') return { status, body: { ...partial, metadata: object.metadata } };
     if (as !== '' && as !== 'Table') throw notNegotiable(objectTypes);
     if (as !== 'Table') return { status, body: object };
-    return { status, body: tableOf(kind, [object], object.metadata.resourceVersion, query) };
+    const { resourceVersion = '' } = object.metadata;
+    const metadata = { ...object.metadata, resourceVersion };
+    return { status, body: tableOf(kind, [{ ...object, metadata }], resourceVersion, query) };
   }
 
   function tableOf(
@@ -51,6 +59,7 @@ export function createListing(cluster: Cluster): Listing {
 
   function list(asked: ObjectRequest): Answer {
     const { kind, query, as } = asked;
+    checkListOptions(query, objects.version());
     const all = matching(asked);
     const after = Buffer.from(query.get('continue') ?? '', 'base64url').toString();
     const start = after === '' ? 0 : all.findIndex((one) => keyOf(one) > after);
@@ -121,4 +130,33 @@ function readIncluded(query: URLSearchParams): Included {
 
 function keyOf({ metadata: { namespace = '', name } }: ClusterObject): string {
   return `${namespace}/${name}`;
+}
+
+// Throws a StatusError on what a list cannot be asked for.
+function checkListOptions(query: URLSearchParams, current: string): void {
+  for (const name of ['limit', 'timeoutSeconds']) {
+    const value = query.get(name) ?? '';
+    if (!/^([+-]?\d+)?$/.test(value)) throw badRequest(`strconv.ParseInt: parsing ${JSON.stringify(value)}: invalid syntax`);
+  }
+  const [version, match] = [query.get('resourceVersion') ?? '', query.get('resourceVersionMatch') ?? ''];
+  const field = 'resourceVersionMatch';
+  const supported = 'supported values: "Exact", "NotOlderThan", ""';
+  const errors = [
+    ...(match !== '' && version === '' ? [{ field, message: `Forbidden: ${field} is forbidden unless resourceVersion is provided` }] : []),
+    ...(['', 'Exact', 'NotOlderThan'].includes(match)
+      ? []
+      : [{ field, message: `Unsupported value: ${JSON.stringify(match)}: ${supported}` }]),
+    ...(query.has('sendInitialEvents') && query.get('sendInitialEvents') !== ''
+      ? [{ field: 'sendInitialEvents', message: 'Forbidden: sendInitialEvents is forbidden for list' }]
+      : []),
+  ];
+  if (errors.length > 0) throw invalid('ListOptions', 'meta.k8s.io', '', errors);
+  if (!/^\d*$/.test(version)) {
+    const why = `strconv.ParseUint: parsing ${JSON.stringify(version)}: invalid syntax`;
+    throw badRequest(`invalid resource version: resourceVersion: Invalid value: ${JSON.stringify(version)}: ${why}`);
+  }
+  if (Number(version) <= Number(current)) return;
+  const causes = [{ reason: 'ResourceVersionTooLarge', message: 'Too large resource version' }];
+  const message = `Timeout: Too large resource version: ${version}, current: ${current}`;
+  throw new StatusError(504, 'Timeout', message, { causes, retryAfterSeconds: 1 }, { 'Retry-After': '1' });
 }

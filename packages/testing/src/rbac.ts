@@ -159,7 +159,8 @@ function describeBinding({ kind, metadata }: ClusterObject): string {
 }
 
 function describe({ kind, name, namespace }: Subject): string {
-  return kind === 'ServiceAccount' ? `ServiceAccount "${namespace}/${name}"` : `${kind} "${name}"`;
+  // Written name/namespace, as a RoleBinding is.
+  return kind === 'ServiceAccount' ? `ServiceAccount "${name}/${namespace}"` : `${kind} "${name}"`;
 }
 
 function readRoleRef(binding: ClusterObject): { readonly kind: string; readonly name: string } {
@@ -192,7 +193,7 @@ export const bootstrapRoles: readonly NewObject[] = [
     { verbs: ['create'], apiGroups: ['authentication.k8s.io'], resources: ['selfsubjectreviews'] },
   ]),
   bootstrapRole('system:discovery', [
-    { verbs: ['get'], nonResourceURLs: ['/api', '/api/*', '/apis', '/apis/*', '/openapi', '/openapi/*', ...probes] },
+    { verbs: ['get'], nonResourceURLs: ['/api', '/api/*', '/apis', '/apis/*', '/openapi', '/openapi/*', ...probes].toSorted() },
   ]),
   bootstrapRole('system:public-info-viewer', [{ verbs: ['get'], nonResourceURLs: probes }]),
   bootstrapRole('system:service-account-issuer-discovery', [

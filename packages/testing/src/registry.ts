@@ -87,7 +87,7 @@ export function createRegistry(cluster: Cluster, controllers?: Controllers): (as
     restrict(asked, 'CREATE', sent);
     const object = admit(cluster, kind, namespace, sent);
     if (isDryRun(query)) {
-      const metadata = { ...object.metadata, uid: randomUUID(), resourceVersion: '', creationTimestamp: formatTime(cluster.now()) };
+      const metadata = { ...object.metadata, uid: randomUUID(), creationTimestamp: formatTime(cluster.now()) };
       return listing.present(asked, { ...object, metadata }, 201);
     }
     const created = objects.create(object);

@@ -94,3 +94,44 @@ export function verbsOf({ kind }: ResourceKind): readonly string[] {
 export function formatGroupVersion(group: string): string {
   return group === '' ? 'v1' : `${group}/v1`;
 }
+
+// What the API knows to read beside what it serves: kinds of the oldest group, and versions that others had.
+const coreKinds = [
+  'APIGroup',
+  'APIGroupList',
+  'APIResourceList',
+  'APIVersions',
+  'Binding',
+  'ComponentStatus',
+  'Endpoints',
+  'LimitRange',
+  'List',
+  'PersistentVolume',
+  'PersistentVolumeClaim',
+  'PodTemplate',
+  'ReplicationController',
+  'ResourceQuota',
+  'Status',
+];
+const optionKinds = new Set(['CreateOptions', 'DeleteOptions', 'GetOptions', 'ListOptions', 'PatchOptions', 'UpdateOptions', 'WatchEvent']);
+const otherKinds: Readonly<Record<string, readonly string[]>> = {
+  v1: coreKinds,
+  'apps/v1': ['ControllerRevision', 'DaemonSet', 'ReplicaSet', 'StatefulSet'],
+  'apps/v1beta1': ['ControllerRevision', 'Deployment', 'StatefulSet'],
+  'apps/v1beta2': ['ControllerRevision', 'DaemonSet', 'Deployment', 'ReplicaSet', 'StatefulSet'],
+  'authentication.k8s.io/v1': ['TokenRequest'],
+  'authentication.k8s.io/v1alpha1': ['SelfSubjectReview'],
+  'authentication.k8s.io/v1beta1': ['SelfSubjectReview', 'TokenReview'],
+  'authorization.k8s.io/v1beta1': ['LocalSubjectAccessReview', 'SelfSubjectAccessReview', 'SelfSubjectRulesReview', 'SubjectAccessReview'],
+  'rbac.authorization.k8s.io/v1alpha1': ['ClusterRole', 'ClusterRoleBinding', 'Role', 'RoleBinding'],
+  'rbac.authorization.k8s.io/v1beta1': ['ClusterRole', 'ClusterRoleBinding', 'Role', 'RoleBinding'],
+};
+
+/** Says whether the API knows what this kind is in this version of its group, though it may not serve it. */
+export function isRegistered(apiVersion: string, kind: string): boolean {
+  const served = [...resourceKinds, ...reviewKinds].filter(({ group }) => formatGroupVersion(group) === apiVersion);
+  const others = otherKinds[apiVersion] ?? [];
+  const known = [...served.map((one) => one.kind), ...others];
+  if (known.length === 0) return false;
+  return known.includes(kind) || optionKinds.has(kind) || known.some((one) => `${one}List` === kind);
+}

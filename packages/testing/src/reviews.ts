@@ -18,9 +18,11 @@ import type { BodyType, DecodedBody } from './decoding.ts';
 import { decode, managerOf } from './exchange.ts';
 import type { Exchange } from './exchange.ts';
 import type { Strike } from './faults.ts';
+import { readRecord } from './json.ts';
+import type { JsonRecord } from './json.ts';
 import { formatTime } from './objects.ts';
 import type { UserInfo } from './rbac.ts';
-import { methodNotAllowed, noSuchResource } from './status.ts';
+import { badRequest, methodNotAllowed, noSuchResource } from './status.ts';
 import { formatTokenRequest, issueToken, tokenRequestType } from './token-request.ts';
 import type { BoundObjectReference } from './token-request.ts';
 import { formatSelfSubjectReview, reviewToken, reviewTokenForAnyAudience, selfSubjectReviewType, tokenReviewType } from './token-review.ts';
@@ -51,7 +53,7 @@ export function createReviews(cluster: Cluster, authenticator: Authenticator): (
       'authorization.k8s.io/v1/subjectaccessreviews': () =>
         createAccessReview(exchange, subjectAccessReviewType, (spec) => reviewAccess(objects, spec)),
       'authorization.k8s.io/v1/localsubjectaccessreviews': () =>
-        createAccessReview(exchange, localSubjectAccessReviewType, (spec) => reviewAccess(objects, spec, namespace)),
+        createAccessReview(exchange, localSubjectAccessReviewType, (spec) => reviewAccess(objects, spec, namespace), namespace),
       'authorization.k8s.io/v1/selfsubjectaccessreviews': () =>
         createAccessReview(exchange, selfSubjectAccessReviewType, (spec) => reviewOwnAccess(objects, user, spec)),
       'authorization.k8s.io/v1/selfsubjectrulesreviews': () =>
@@ -72,21 +74,24 @@ export function createReviews(cluster: Cluster, authenticator: Authenticator): (
       strike?.fault === 'ignores-audiences'
         ? reviewTokenForAnyAudience(authenticator, review)
         : reviewToken(authenticator, review, strike?.fault === 'etcd-outage');
-    const answer = created(formatReview(exchange, tokenReviewType, decoded, status));
+    const answer = created(formatReview(exchange, tokenReviewType, { ...decoded, object: withoutNamespace(decoded.object) }, status));
     // client-go's time for one look into the storage.
     return isLate ? { ...answer, afterMs: strike?.delayMs ?? 30_000 } : answer;
   }
 
-  function createAccessReview(exchange: Exchange, type: BodyType, review: (spec: AccessReviewSpec) => object): Answer {
-    const decoded = decode(exchange, type);
-    const { spec = {} }: { readonly spec?: AccessReviewSpec } = decoded.object;
-    return created(formatReview(exchange, type, decoded, review(spec)));
+  function createAccessReview(exchange: Exchange, type: BodyType, review: (spec: AccessReviewSpec) => object, namespace?: string): Answer {
+    const { object, faults } = decode(exchange, type);
+    const { spec = {}, metadata = {} }: { readonly spec?: AccessReviewSpec; readonly metadata?: { readonly namespace?: string } } = object;
+    if (namespace === undefined) return created(formatReview(exchange, type, { object: withoutNamespace(object), faults }, review(spec)));
+    checkSentNamespace(metadata, namespace);
+    return created(formatReview(exchange, type, { object: { ...object, metadata: { ...metadata, namespace } }, faults }, review(spec)));
   }
 
   function createToken(exchange: Exchange, user: UserInfo, namespace: string, serviceAccount: string): Answer {
     const { object } = decode(exchange, tokenRequestType);
     const { metadata = {}, spec = {} }: TokenRequestBody = object;
     const { name, uid } = metadata;
+    checkSentNamespace(metadata, namespace);
     const expected = { ...(name === undefined ? {} : { name }), ...(uid === undefined ? {} : { uid }) };
     const issued = issueToken(cluster, { ...spec, ...expected, namespace, serviceAccount, user });
     exchange.warnings.push(...issued.warnings);
@@ -98,14 +103,26 @@ export function createReviews(cluster: Cluster, authenticator: Authenticator): (
   }
 
   function formatReview({ request }: Exchange, type: BodyType, { object }: DecodedBody, status: object): object {
-    const { metadata, spec = {} }: { readonly metadata?: object; readonly spec?: object } = object;
+    // Of a review, which is kept nowhere, a sender has no say in these; a namespace is set where the path has one.
+    const { uid: _, creationTimestamp: __, managedFields: ___, ...metadata } = readRecord(object['metadata']);
+    const { spec = {} }: { readonly spec?: object } = object;
     const managedFields = formatManagedFields(type, object, { manager: managerOf(request), time: formatTime(cluster.now()) });
     return { kind: type.kind, apiVersion: type.apiVersion, metadata: { ...metadata, managedFields }, spec, status };
   }
 }
 
+function withoutNamespace({ metadata, ...object }: JsonRecord): JsonRecord {
+  const { namespace: _, ...rest } = readRecord(metadata);
+  return { ...object, metadata: rest };
+}
+
+function checkSentNamespace({ namespace: sent }: { readonly namespace?: string }, namespace: string): void {
+  if (sent === undefined || sent === namespace) return;
+  throw badRequest('the namespace of the provided object does not match the namespace sent on the request');
+}
+
 interface TokenRequestBody {
-  readonly metadata?: { readonly name?: string; readonly uid?: string };
+  readonly metadata?: { readonly name?: string; readonly namespace?: string; readonly uid?: string };
   readonly spec?: {
     readonly audiences?: readonly string[];
     readonly expirationSeconds?: number;

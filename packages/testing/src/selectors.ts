@@ -93,7 +93,9 @@ function parseLabels(text: string): readonly Requirement[] {
 }
 
 const named = ['metadata.name', 'metadata.namespace'];
-const involved = ['apiVersion', 'fieldPath', 'kind', 'name', 'namespace', 'resourceVersion', 'uid'].map((field) => `involvedObject.${field}`);
+const involved = ['apiVersion', 'fieldPath', 'kind', 'name', 'namespace', 'resourceVersion', 'uid'].map(
+  (field) => `involvedObject.${field}`,
+);
 const ofPodSpec = ['hostNetwork', 'nodeName', 'restartPolicy', 'schedulerName', 'serviceAccountName'].map((field) => `spec.${field}`);
 const ofPodStatus = ['nominatedNodeName', 'phase', 'podIP', 'podIPs'].map((field) => `status.${field}`);
 // Other kinds are known by their names only.

@@ -5,6 +5,7 @@ import type { KeyObject, SignKeyObjectInput } from 'node:crypto';
 import { promisify } from 'node:util';
 import { isRecord } from './json.ts';
 import type { JsonRecord } from './json.ts';
+import { parseJson } from './json-syntax.ts';
 
 /** A JWT that was parsed and not yet verified. */
 export interface ParsedToken {
@@ -97,7 +98,7 @@ export function parseToken(token: string): ParsedToken | undefined {
   const parts = token.replaceAll(/\s/g, '').split('.');
   const [header, payload, signature] = parts;
   if (header === undefined || payload === undefined || signature === undefined || parts.length !== 3) return undefined;
-  const parsedHeader = parseSegment(header);
+  const parsedHeader = parseHeader(header);
   const claims = parseSegment(payload);
   const bytes = decodeSegment(signature);
   if (parsedHeader === undefined || claims === undefined || bytes === undefined) return undefined;
@@ -114,6 +115,18 @@ export function parseSegment(segment: string): JsonRecord | undefined {
   } catch {
     return undefined;
   }
+}
+
+// go-jose reads a header more strictly than the claims: no name twice, and each of its type.
+function parseHeader(segment: string): JsonRecord | undefined {
+  const text = decodeSegment(segment)?.toString() ?? '';
+  if (text === 'null') return {};
+  const header = parseSegment(segment);
+  if (header === undefined || parseJson(text).duplicates.length > 0) return undefined;
+  const { alg = '', kid = '', nonce = '', jwk, x5c } = header;
+  const isKey = jwk === undefined || jwk === null || (isRecord(jwk) && typeof jwk['kty'] === 'string');
+  const areTexts = [alg, kid, nonce].every((one) => one === null || typeof one === 'string');
+  return areTexts && isKey && (x5c === undefined || x5c === null) ? header : undefined;
 }
 
 function decodeSegment(segment: string): Buffer | undefined {

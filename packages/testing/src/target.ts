@@ -63,7 +63,9 @@ function verbOf(method: string, isCollection: boolean, query: URLSearchParams): 
   if (method === 'PUT') return 'update';
   if (method === 'PATCH') return 'patch';
   if (method === 'DELETE') return isCollection ? 'deletecollection' : 'delete';
-  if (method !== 'GET' && method !== 'HEAD') return method.toLowerCase();
+  // Of resources there are no other verbs.
+  if (method !== 'GET' && method !== 'HEAD') return '';
   if (!isCollection) return 'get';
-  return ['1', 'true'].includes(query.get('watch') ?? '') ? 'watch' : 'list';
+  // As Go reads it, what is not false is true.
+  return ['0', 'false'].includes((query.get('watch') ?? 'false').toLowerCase()) ? 'list' : 'watch';
 }

@@ -61,7 +61,7 @@ export const tokenRequestType: BodyType = bodyType('TokenRequest', 'authenticati
       },
     },
   },
-  status: { struct: 'TokenRequestStatus', fields: { token: 'string', expirationTimestamp: 'string' } },
+  status: { struct: 'TokenRequestStatus', fields: { token: 'string', expirationTimestamp: 'time' } },
 });
 
 const group = 'authentication.k8s.io';
@@ -150,6 +150,8 @@ function readBoundObject(
   if (boundGroup !== '' || !['Pod', 'Secret', 'Node'].includes(kind)) {
     throw badRequest(`cannot bind token to object of type ${boundGroup}/${boundVersion}, Kind=${kind}`);
   }
+  if (name === '') throw badRequest('Name parameter required.');
+  if (name.includes('/')) throw badRequest(`Name parameter invalid: ${JSON.stringify(name)}: may not contain '/'`);
   const object = objects.get(kind, name, namespace);
   const { nodeName, serviceAccountName } = readRecord(object['spec']);
   if (kind === 'Pod' && serviceAccountName !== serviceAccount) {

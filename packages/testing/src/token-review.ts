@@ -9,7 +9,7 @@ import { badRequest } from './status.ts';
 
 const userInfo: Struct = {
   struct: 'UserInfo',
-  fields: { username: 'string', uid: 'string', groups: { list: 'string' }, extra: { map: { list: 'string' } } },
+  fields: { username: 'string', uid: 'string', groups: { list: 'string' }, extra: { map: { list: 'string', name: 'v1.ExtraValue' } } },
 };
 
 /** The body of a TokenReview. */

@@ -28,7 +28,12 @@ export function validateObject(kind: string, group: string, object: JsonRecord):
 export function checkQualifiedName(key: string): readonly string[] {
   const [name = '', prefix, ...more] = key.split('/').toReversed();
   if (more.length > 0) return [`a valid label key ${namePart} with an optional DNS subdomain prefix and '/' (e.g. 'example.com/MyName')`];
-  const ofPrefix = prefix === undefined ? [] : prefix === '' ? ['prefix part must be non-empty'] : checkSubdomain(prefix).map((rule) => `prefix part ${rule}`);
+  const ofPrefix =
+    prefix === undefined
+      ? []
+      : prefix === ''
+        ? ['prefix part must be non-empty']
+        : checkSubdomain(prefix).map((rule) => `prefix part ${rule}`);
   const empty = name === '' ? ['name part must be non-empty'] : [];
   const long = name.length > 63 ? ['name part must be no more than 63 bytes'] : [];
   return [...ofPrefix, ...empty, ...long, ...(qualified.test(name) ? [] : [`name part ${namePart}`])];
@@ -76,16 +81,17 @@ function validateMetadata(kind: string, group: string, metadata: JsonRecord): re
     // A dash at its end is followed by what is generated.
     ...(prefix === '' ? [] : invalidValue('metadata.generateName', prefix, check(prefix.replace(/-$/, 'a')))),
     ...(name === '' ? [required('metadata.name', 'name or generateName is required')] : invalidValue('metadata.name', name, check(name))),
-    ...labels.flatMap(([key, value]) => [
-      ...invalidValue('metadata.labels', key, checkQualifiedName(key)),
-      ...invalidValue('metadata.labels', value, checkLabelValue(readText(value))),
-    ]),
+    ...labels.flatMap(([key, value]) => validateLabel('metadata.labels', key, value)),
     ...Object.keys(readRecord(metadata['annotations']))
       .toSorted()
       .flatMap((key) => invalidValue('metadata.annotations', key, checkQualifiedName(key.toLowerCase()))),
     ...readList(metadata['ownerReferences']).flatMap(validateOwner),
     ...readTexts(metadata['finalizers'] ?? []).flatMap(validateFinalizer),
   ];
+}
+
+function validateLabel(field: string, key: string, value: unknown): readonly FieldError[] {
+  return [...invalidValue(field, key, checkQualifiedName(key)), ...invalidValue(field, value, checkLabelValue(readText(value)))];
 }
 
 function validateOwner({ apiVersion, kind, name, uid }: JsonRecord): readonly FieldError[] {
@@ -116,16 +122,7 @@ const validators: Readonly<Record<string, (object: JsonRecord) => readonly Field
   Role: ({ rules }) => readList(rules).flatMap((rule, index) => validateRule(rule, `rules[${index}]`, true)),
   ClusterRoleBinding: (binding) => validateBinding(binding, ['ClusterRole']),
   RoleBinding: (binding) => validateBinding(binding, ['Role', 'ClusterRole']),
-  ConfigMap: ({ data, binaryData }) => {
-    const binary = Object.keys(readRecord(binaryData)).toSorted();
-    const duplicate = ['duplicate of key present in binaryData'];
-    return [
-      ...Object.keys(readRecord(data))
-        .toSorted()
-        .flatMap((key) => [...validateKey(key, 'data'), ...(binary.includes(key) ? invalidValue(`data[${key}]`, key, duplicate) : [])]),
-      ...binary.flatMap((key) => validateKey(key, 'binaryData')),
-    ];
-  },
+  ConfigMap: validateConfigMap,
   Secret: validateSecret,
   Pod: (pod) => validatePodSpec(readRecord(pod['spec']), 'spec'),
   Deployment: validateDeployment,
@@ -185,6 +182,17 @@ function validateKey(key: string, at: string): readonly FieldError[] {
   ];
 }
 
+function validateConfigMap({ data, binaryData }: JsonRecord): readonly FieldError[] {
+  const errors: FieldError[] = [];
+  for (const key of Object.keys(readRecord(data)).toSorted()) {
+    errors.push(...validateKey(key, 'data'));
+    if (!Object.hasOwn(readRecord(binaryData), key)) continue;
+    errors.push(...invalidValue(`data[${key}]`, key, ['duplicate of key present in binaryData']));
+  }
+  for (const key of Object.keys(readRecord(binaryData)).toSorted()) errors.push(...validateKey(key, 'binaryData'));
+  return errors;
+}
+
 const secretKeys: Readonly<Record<string, readonly string[]>> = {
   'kubernetes.io/tls': ['tls.crt', 'tls.key'],
   'kubernetes.io/ssh-auth': ['ssh-privatekey'],
@@ -241,27 +249,32 @@ function validatePodSpec(spec: JsonRecord, at: string): readonly FieldError[] {
   const names = containers.map(({ name }) => readText(name));
   const selected = Object.entries(readRecord(spec['nodeSelector']));
   const nodeName = readText(spec['nodeName']);
-  const taken = (list: readonly string[], name: string, index: number): boolean => name !== '' && list.indexOf(name) < index;
+  const repeated = (list: readonly string[], name: string, index: number, field: string): readonly FieldError[] =>
+    name !== '' && list.indexOf(name) < index ? [duplicate(field, name)] : [];
   return [
-    ...volumes.flatMap((volume, index) => [
-      ...(taken(volumeNames, readText(volume['name']), index) ? [duplicate(`${at}.volumes[${index}].name`, volume['name'])] : []),
-      ...validateVolume(volume, `${at}.volumes[${index}]`),
-    ]),
+    ...volumes.flatMap((volume, index) => {
+      const where = `${at}.volumes[${index}]`;
+      return repeated(volumeNames, readText(volume['name']), index, `${where}.name`).concat(validateVolume(volume, where));
+    }),
     ...(containers.length === 0 ? [required(`${at}.containers`)] : []),
-    ...containers.flatMap((container, index) => [
-      ...validateContainer(container, `${at}.containers[${index}]`, volumeNames),
-      ...(taken(names, readText(container['name']), index) ? [duplicate(`${at}.containers[${index}].name`, container['name'])] : []),
-    ]),
-    ...inits.flatMap((container, index) => [
-      ...validateContainer(container, `${at}.initContainers[${index}]`, volumeNames),
-      ...(names.includes(readText(container['name'])) ? [duplicate(`${at}.initContainers[${index}].name`, container['name'])] : []),
-    ]),
+    ...containers.flatMap((container, index) => {
+      const where = `${at}.containers[${index}]`;
+      const own = validateContainer(container, where, volumeNames);
+      return own.concat(repeated(names, readText(container['name']), index, `${where}.name`));
+    }),
+    ...inits.flatMap((container, index) => {
+      const where = `${at}.initContainers[${index}]`;
+      const name = readText(container['name']);
+      return validateContainer(container, where, volumeNames).concat(names.includes(name) ? [duplicate(`${where}.name`, name)] : []);
+    }),
     ...unsupported(`${at}.restartPolicy`, readText(spec['restartPolicy']) || 'Always', ['Always', 'OnFailure', 'Never']),
-    ...unsupported(`${at}.dnsPolicy`, readText(spec['dnsPolicy']) || 'Default', ['ClusterFirstWithHostNet', 'ClusterFirst', 'Default', 'None']),
-    ...selected.flatMap(([key, value]) => [
-      ...invalidValue(`${at}.nodeSelector`, key, checkQualifiedName(key)),
-      ...invalidValue(`${at}.nodeSelector`, value, checkLabelValue(readText(value))),
+    ...unsupported(`${at}.dnsPolicy`, readText(spec['dnsPolicy']) || 'Default', [
+      'ClusterFirstWithHostNet',
+      'ClusterFirst',
+      'Default',
+      'None',
     ]),
+    ...selected.flatMap(([key, value]) => validateLabel(`${at}.nodeSelector`, key, value)),
     ...(nodeName === '' ? [] : invalidValue(`${at}.nodeName`, nodeName, checkSubdomain(nodeName))),
   ];
 }
@@ -284,15 +297,16 @@ function validateContainer(container: JsonRecord, at: string, volumes: readonly 
       if (key === '') return [required(`${at}.env[${index}].name`)];
       return /^[ -<>-~]+$/.test(key) ? [] : invalidValue(`${at}.env[${index}].name`, key, printable);
     }),
-    ...readList(container['volumeMounts']).flatMap((mount, index) => {
-      const [own, path] = [readText(mount['name']), readText(mount['mountPath'])];
-      const where = `${at}.volumeMounts[${index}]`;
-      return [
-        ...(own === '' ? [required(`${where}.name`)] : []),
-        ...(volumes.includes(own) ? [] : [{ field: `${where}.name`, message: `Not found: ${JSON.stringify(own)}` }]),
-        ...(path === '' ? [required(`${where}.mountPath`)] : []),
-      ];
-    }),
+    ...readList(container['volumeMounts']).flatMap((mount, index) => validateMount(mount, `${at}.volumeMounts[${index}]`, volumes)),
+  ];
+}
+
+function validateMount(mount: JsonRecord, at: string, volumes: readonly string[]): readonly FieldError[] {
+  const [name, path] = [readText(mount['name']), readText(mount['mountPath'])];
+  return [
+    ...(name === '' ? [required(`${at}.name`)] : []),
+    ...(volumes.includes(name) ? [] : [{ field: `${at}.name`, message: `Not found: ${JSON.stringify(name)}` }]),
+    ...(path === '' ? [required(`${at}.mountPath`)] : []),
   ];
 }
 
