@@ -36,8 +36,8 @@ const scope = '@k8s-sa-auth/core';
 
 /**
  * Tells OpenTelemetry of all guards and clients of this process, whenever they are made, until the returned function is called. Call it once,
- * after the SDK has started. No label and no attribute ever holds a token, a URL or the name of a caller that was not proven; metrics name no
- * caller at all. Whatever fails in here is told to OpenTelemetry's `diag`, and decides no request.
+ * after the SDK has started. No label and no attribute ever holds a token, a request's URL or the name of a caller that was not proven; metrics
+ * name no caller at all. Whatever fails in here is told to OpenTelemetry's `diag`, and decides no request.
  */
 export function instrument(options: InstrumentOptions = {}): () => void {
   const meter = (options.meterProvider ?? metrics.getMeterProvider()).getMeter(scope);
