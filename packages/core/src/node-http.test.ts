@@ -9,12 +9,14 @@ import { after, afterEach, before, beforeEach, describe, it } from 'node:test';
 import { type Authority, createAuthority, type Pod } from '@k8s-sa-auth/testing';
 import { runAdapterCases } from '@k8s-sa-auth/testing/adapter-cases';
 
-import { AuthError, type Caller, ClusterError, createGuard, type Guard } from './index.ts';
+import { AuthError, type AuthorizedRequest, type Caller, ClusterError, createGuard, type Guard } from './index.ts';
+
+type Params = AuthorizedRequest['params'];
 
 // The adapter: who calls, with what belongs on the response set on it before anything else is done.
-async function admit(guard: Guard, req: IncomingMessage, res: ServerResponse): Promise<Caller | undefined> {
+async function admit(guard: Guard, req: IncomingMessage, res: ServerResponse, params?: Params): Promise<Caller | undefined> {
   try {
-    const caller = await guard.check(req);
+    const caller = await guard.check(req, undefined, params);
     if (caller !== undefined) {
       const { vary, ...headers } = guard.responseHeaders;
       for (const [name, value] of Object.entries(headers)) res.setHeader(name, value);
@@ -36,9 +38,10 @@ function answer(res: ServerResponse, status: number, text: string): void {
 
 runAdapterCases({
   name: 'node:http',
-  async start({ guard: options, ops, errorHandler, handle }) {
+  async start({ guard: options, ops, orders, errorHandler, handle }) {
     const guard = createGuard(options);
     const opsGuard = guard.with(ops);
+    const ordersGuard = guard.with(orders);
 
     async function route(req: IncomingMessage, res: ServerResponse): Promise<void> {
       res.setHeader('vary', 'Origin');
@@ -46,7 +49,11 @@ runAdapterCases({
       let caller: Caller | undefined;
       if (path.endsWith(' /guarded') || path.endsWith(' /both')) caller = await admit(guard, req, res);
       if (path.endsWith(' /ops') || path.endsWith(' /both')) caller = await admit(opsGuard, req, res);
-      if (path === 'POST /guarded') answer(res, 200, JSON.stringify(handle(req, caller, await json(req))));
+      const [, encoded] = /^GET \/orders\/([^/]+)$/.exec(path) ?? [];
+      const order = encoded === undefined ? undefined : decodeURIComponent(encoded);
+      if (order !== undefined) caller = await admit(ordersGuard, req, res, { order });
+      if (order !== undefined) answer(res, 200, JSON.stringify(handle(req, caller, { order })));
+      else if (path === 'POST /guarded') answer(res, 200, JSON.stringify(handle(req, caller, await json(req))));
       else if (/^GET \/(guarded|ops|both|public)$/.test(path)) answer(res, 200, JSON.stringify(handle(req, caller)));
       else answer(res, 404, 'Not found');
     }

@@ -11,7 +11,7 @@ const fail: ErrorRequestHandler = (error: { readonly status?: number }, _req, re
 
 runAdapterCases({
   name: 'Express',
-  async start({ guard: options, ops, errorHandler, handle }) {
+  async start({ guard: options, ops, orders, errorHandler, handle }) {
     const app = express();
     // Not production, where Express sends the stack of an error; and not development, where it prints it too.
     app.set('env', 'test');
@@ -22,6 +22,7 @@ runAdapterCases({
     const guard = k8sSaAuth(options);
     app.get('/public', (req, res) => void res.json(handle(req, req.caller)));
     app.get('/ops', guard.with(ops), (req, res) => void res.json(handle(req, req.caller)));
+    app.get('/orders/:order', guard.with(orders), (req, res) => void res.json(handle(req, req.caller, { order: req.params.order })));
     app.use('/guarded', guard, express.json());
     app.get('/guarded', (req, res) => void res.json(handle(req, req.caller)));
     app.post('/guarded', (req, res) => void res.json(handle(req, req.caller, req.body)));

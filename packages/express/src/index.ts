@@ -52,6 +52,13 @@ type Handler = (req: IncomingMessage, res: ServerResponse, next: (error?: unknow
 export interface ExpressGuard extends Handler, AsyncDisposable {
   /** A guard for routes that decide something for themselves. Throws a TypeError on options that are not understood. */
   with(route: RouteGuard): ExpressGuard;
+  /**
+   * This guard or another scheme: it decides requests that show a token in its header, `other` decides the rest. While it observes, `other`
+   * decides them all. `app.get('/orders', guard.or(userJwt), orders)`
+   */
+  or<Req extends IncomingMessage, Res extends ServerResponse>(
+    other: (req: Req, res: Res, next: (error?: unknown) => void) => unknown,
+  ): (req: Req, res: Res, next: (error?: unknown) => void) => void;
   /** For a readiness probe: see `Guard.ready`. */
   ready(signal?: AbortSignal): Promise<void>;
   close(): Promise<void>;
@@ -84,10 +91,12 @@ function asMiddleware(guard: Guard): ExpressGuard {
     return error instanceof Error ? error : new Error('The guard failed', { cause: error });
   }
 
-  const handler: Handler = (req, res, next) => {
+  const handler: Handler = (req, res, next) => decide(req, res, next, handler);
+
+  function decide(req: IncomingMessage, res: ServerResponse, next: (error?: unknown) => void, self: object): void {
     let refusal: Error | undefined;
     try {
-      const caller = guard.checkNow(req, routeOf(req, handler), (req as { params?: AuthorizedRequest['params'] }).params);
+      const caller = guard.checkNow(req, routeOf(req, self), (req as { params?: AuthorizedRequest['params'] }).params);
       if (caller instanceof Promise) {
         caller
           .then((late) => pass(req, res, late))
@@ -102,13 +111,41 @@ function asMiddleware(guard: Guard): ExpressGuard {
       refusal = refuse(req, res, error);
     }
     next(refusal);
-  };
+  }
+
+  function alternative<Req extends IncomingMessage, Res extends ServerResponse>(
+    other: (req: Req, res: Res, next: (error?: unknown) => void) => unknown,
+  ): (req: Req, res: Res, next: (error?: unknown) => void) => void {
+    if (typeof other !== 'function') throw new TypeError('guard.or(other) takes middleware');
+    return function either(req, res, next) {
+      const isOurs = guard.hasToken(req);
+      if (isOurs && guard.enforced) return decide(req, res, next, either);
+      setHeaders(res, guard.responseHeaders);
+      const ask = (error?: unknown): void => {
+        if (error === undefined) void askOther(() => other(req, res, next), next);
+        else next(error);
+      };
+      if (isOurs) decide(req, res, ask, either);
+      else ask();
+    };
+  }
+
   return Object.assign(handler, {
     with: (route: RouteGuard) => asMiddleware(guard.with(route)),
+    or: alternative,
     ready: (signal?: AbortSignal) => guard.ready(signal),
     close: () => guard.close(),
     [Symbol.asyncDispose]: () => guard.close(),
   });
+}
+
+// It may be asked outside the turn in which Express catches errors. A falsy error or a word would mean "go on".
+async function askOther(ask: () => unknown, next: (error: unknown) => void): Promise<void> {
+  try {
+    await ask();
+  } catch (error) {
+    next(error instanceof Error ? error : new Error('The other scheme failed', { cause: error }));
+  }
 }
 
 function setHeaders(res: ServerResponse, headers: Readonly<Record<string, string>>): void {
@@ -131,7 +168,7 @@ interface Route {
 
 // Known where the guard stands in the route itself: Express leaves a route on the request after it has let it pass.
 // Without `baseUrl`, which is part of the URL.
-function routeOf({ route }: IncomingMessage & { readonly route?: Route }, handler: Handler): string | undefined {
+function routeOf({ route }: IncomingMessage & { readonly route?: Route }, handler: object): string | undefined {
   const isOurs = route?.stack?.some(({ handle }) => handle === handler) === true;
   return isOurs && typeof route.path === 'string' ? route.path : undefined;
 }

@@ -3,7 +3,7 @@ import type { AdapterApp, AdapterAppOptions } from '@k8s-sa-auth/testing/adapter
 import Fastify from 'fastify';
 import { k8sSaAuth } from './index.ts';
 
-async function start(routes: 'all' | 'opt-in', { guard, ops, errorHandler, handle }: AdapterAppOptions): Promise<AdapterApp> {
+async function start(routes: 'all' | 'opt-in', { guard, ops, orders, errorHandler, handle }: AdapterAppOptions): Promise<AdapterApp> {
   const app = Fastify({ forceCloseConnections: true });
   app.addHook('onRequest', async (_request, reply) => void reply.header('vary', 'Origin'));
   if (errorHandler === 'custom') {
@@ -16,6 +16,10 @@ async function start(routes: 'all' | 'opt-in', { guard, ops, errorHandler, handl
   app.post('/guarded', guarded, (request) => handle(request.raw, request.caller, request.body));
   app.get('/ops', { config: { k8sSaAuth: ops } }, (request) => handle(request.raw, request.caller));
   app.get('/both', { ...guarded, onRequest: app.k8sSaAuth.with(ops) }, (request) => handle(request.raw, request.caller));
+  const own = routes === 'all' ? { config: { k8sSaAuth: orders } } : { onRequest: app.k8sSaAuth.with(orders) };
+  app.get<{ Params: { order: string } }>('/orders/:order', own, (request) =>
+    handle(request.raw, request.caller, { order: request.params.order }),
+  );
   app.get('/public', open, (request) => handle(request.raw, request.caller));
   const url = await app.listen({ port: 0, host: '127.0.0.1' });
   return { url, close: () => app.close() };

@@ -46,7 +46,7 @@ function createApp({ errorHandler }: AdapterAppOptions): Koa {
 runAdapterCases({
   name: 'Koa, around a router',
   async start(options) {
-    const { ops, handle } = options;
+    const { ops, orders, handle } = options;
     const guard = k8sSaAuth(options.guard);
     const open = new Router();
     open.get('/public', (ctx) => {
@@ -62,6 +62,9 @@ runAdapterCases({
     router.get('/ops', guard.with(ops), (ctx) => {
       ctx.body = handle(ctx.req, ctx.state.caller);
     });
+    router.get('/orders/:order', guard.with(orders), (ctx) => {
+      ctx.body = handle(ctx.req, ctx.state.caller, { order: ctx.params.order });
+    });
     router.get('/both', guard, guard.with(ops), (ctx) => {
       ctx.body = handle(ctx.req, ctx.state.caller);
     });
@@ -75,7 +78,7 @@ runAdapterCases({
   name: 'Koa, as middleware',
   guardsUnknownPaths: true,
   async start(options) {
-    const { ops, handle } = options;
+    const { ops, orders, handle } = options;
     const guard = k8sSaAuth(options.guard);
     const before = new Router<CallerState>();
     before.get('/public', (ctx) => {
@@ -83,6 +86,9 @@ runAdapterCases({
     });
     before.get('/ops', guard.with(ops), (ctx) => {
       ctx.body = handle(ctx.req, ctx.state.caller);
+    });
+    before.get('/orders/:order', guard.with(orders), (ctx) => {
+      ctx.body = handle(ctx.req, ctx.state.caller, { order: ctx.params.order });
     });
     const behind = new Router<CallerState>();
     behind.get('/guarded', (ctx) => {

@@ -51,6 +51,11 @@ export interface KoaGuard extends Middleware<CallerState>, AsyncDisposable {
   /** A guard for routes that decide something for themselves. Throws a TypeError on options that are not understood. */
   with(route: RouteGuard): KoaGuard;
   /**
+   * This guard or another scheme: it decides requests that show a token in its header, `other` decides the rest. While it observes, `other`
+   * decides them all. `router.get('/orders', guard.or(userJwt), orders)`
+   */
+  or(other: Middleware): Middleware;
+  /**
    * The routes of a router, guarded: exactly what a route of this router answers, all else passes by. In place of `router.routes()`.
    * Where every route that will run begins with a guard of its own, those decide instead.
    */
@@ -68,24 +73,30 @@ export function k8sSaAuth(options: GuardOptions): KoaGuard {
   return asMiddleware(guard);
 }
 
-// How each guard admits a request, by its middleware: a guard is known where it stands in a route, and can be asked before its turn.
-type Admit = (ctx: Parameters<KoaGuard>[0], route: string | undefined) => void | Promise<void>;
-const admits = new WeakMap<object, Admit>();
+type Context = Parameters<KoaGuard>[0];
+type Next = () => Promise<unknown>;
+type Params = AuthorizedRequest['params'];
+const noParams: Params = {};
+
+// What each guard does with a request, by its middleware: a guard is known where it stands in a route, and can be asked before its turn.
+type Place = readonly [route: string | undefined, params: Params | (() => Params)];
+type Step = (ctx: Context, next: Next, ...at: Place) => unknown;
+const steps = new WeakMap<object, Step>();
 
 function asMiddleware(guard: Guard): KoaGuard {
-  const pass = (ctx: Parameters<Admit>[0], caller: Caller | undefined): void => {
+  const pass = (ctx: Context, caller: Caller | undefined): void => {
     if (caller === undefined) return;
     ctx.state.caller = caller;
     setHeaders(ctx, guard.responseHeaders);
   };
-  const refuse = (ctx: Parameters<Admit>[0], error: unknown): never => {
+  const refuse = (ctx: Context, error: unknown): never => {
     // On the response before it is thrown: custom error handlers drop `error.headers`.
     if (error instanceof AuthError || error instanceof ClusterError) ctx.set(error.headers);
     throw error;
   };
-  const admit: Admit = (ctx, route) => {
+  const admit = (ctx: Context, ...at: Place): void | Promise<void> => {
     try {
-      const caller = guard.checkNow(ctx.req, route, (ctx as { params?: AuthorizedRequest['params'] }).params);
+      const caller = guard.checkNow(ctx.req, ...at);
       if (!(caller instanceof Promise)) return pass(ctx, caller);
       return caller.then(
         (late) => pass(ctx, late),
@@ -95,22 +106,40 @@ function asMiddleware(guard: Guard): KoaGuard {
       return refuse(ctx, error);
     }
   };
-  const middleware: Middleware<CallerState> = (ctx, next) => {
-    const waiting = admit(ctx, routeOf(ctx as object, middleware));
+  const step: Step = (ctx, next, ...at) => {
+    const waiting = admit(ctx, ...at);
     return waiting === undefined ? next() : waiting.then(next);
   };
-  const koaGuard: KoaGuard = Object.assign(middleware, {
+  const koaGuard: KoaGuard = Object.assign(inPlace(step), {
     with: (route: RouteGuard) => asMiddleware(guard.with(route)),
-    wrap: (router: RouterLike) => wrapRouter(admit, router),
+    or(other: Middleware): Middleware {
+      if (typeof other !== 'function') throw new TypeError('guard.or(other) takes middleware');
+      return inPlace((ctx, next, ...at) => {
+        const isOurs = guard.hasToken(ctx.req);
+        if (isOurs && guard.enforced) return step(ctx, next, ...at);
+        setHeaders(ctx, guard.responseHeaders);
+        const ask = (): Promise<unknown> => Promise.resolve(other(ctx, next));
+        return isOurs ? step(ctx, ask, ...at) : ask();
+      });
+    },
+    wrap: (router: RouterLike) => wrapRouter(step, router),
     ready: (signal?: AbortSignal) => guard.ready(signal),
     close: () => guard.close(),
     [Symbol.asyncDispose]: () => guard.close(),
   });
-  admits.set(middleware, admit);
   return koaGuard;
 }
 
-function setHeaders(ctx: Parameters<Admit>[0], headers: Readonly<Record<string, string>>): void {
+function inPlace(step: Step): Middleware<CallerState> {
+  const middleware: Middleware<CallerState> = (ctx, next) => {
+    const layer = layerOf(ctx as object, middleware);
+    return step(ctx, next, layer && isRoute(layer) ? patternOf(layer) : undefined, layer === undefined ? noParams : paramsOf(ctx));
+  };
+  steps.set(middleware, step);
+  return middleware;
+}
+
+function setHeaders(ctx: Context, headers: Readonly<Record<string, string>>): void {
   for (const name in headers) {
     const value = headers[name] ?? '';
     if (name === 'vary' && ctx.res.hasHeader(name)) ctx.vary(value);
@@ -122,6 +151,8 @@ interface Layer {
   readonly path: unknown;
   readonly methods: readonly string[];
   readonly stack: readonly unknown[];
+  captures(path: string): string[];
+  params(path: string, captures: string[], existing: Params): Params;
 }
 
 interface Match {
@@ -133,21 +164,24 @@ interface Match {
 const isRoute = ({ methods }: Layer): boolean => methods.length > 0;
 const patternOf = (layer: Layer | undefined): string | undefined => (typeof layer?.path === 'string' ? layer.path : undefined);
 
-// Known where the guard stands in the route itself: @koa/router leaves a pattern on the context after its route has let the request pass.
-function routeOf(ctx: { readonly matched?: readonly Layer[]; readonly _matchedRoute?: unknown }, guard: object): string | undefined {
-  return patternOf(ctx.matched?.find((layer) => isRoute(layer) && layer.path === ctx._matchedRoute && layer.stack.includes(guard)));
+const paramsOf = (ctx: object): Params => (ctx as { readonly params?: Params }).params ?? noParams;
+
+// Known where the guard stands in the router itself: @koa/router leaves pattern and parameters on the context after its route has let the
+// request pass.
+function layerOf(ctx: { readonly matched?: readonly Layer[]; readonly _matchedRoute?: unknown }, guard: object): Layer | undefined {
+  return ctx.matched?.find((layer) => layer.path === ctx._matchedRoute && layer.stack.includes(guard));
 }
 
 // The router itself decides what it answers: by path, `routerPath`, host, method, and what was added since. So the guard is not laid before
 // it by a guess of our own, but at the head of the layers that the router has chosen, before any of them runs.
-function wrapRouter(admit: Admit, router: RouterLike): Middleware {
+function wrapRouter(step: Step, router: RouterLike): Middleware {
   const hint = 'guard.wrap(router) takes a router of @koa/router, not its routes(): app.use(guard.wrap(router))';
   if (typeof router?.routes !== 'function' || typeof router.match !== 'function') throw new TypeError(hint);
   const guarded = Object.create(router, {
     match: {
       value: (path: string, method: string): Match => {
         const match = router.match(path, method) as Match;
-        return match.route ? withGuard(match, admit, router.exclusive === true) : match;
+        return match.route ? withGuard(match, path, step, router.exclusive === true) : match;
       },
     },
   }) as RouterLike;
@@ -161,32 +195,37 @@ function wrapRouter(admit: Admit, router: RouterLike): Middleware {
 // A layer's own guard stands first, but for what `router.param` puts before all else.
 function ownGuard({ stack }: Layer): object | undefined {
   const first = stack.find((step) => typeof step === 'function' && !('param' in step));
-  return typeof first === 'function' && admits.has(first) ? first : undefined;
+  return typeof first === 'function' && steps.has(first) ? first : undefined;
 }
 
 // At the head of each layer, since an exclusive router runs only one of them; once for each request. Where every route has a guard of its
 // own, the first route's is asked before what `router.use` and `router.param` put in front of it.
-function withGuard(match: Match, standard: Admit, isExclusive: boolean): Match {
+function withGuard(match: Match, path: string, standard: Step, isExclusive: boolean): Match {
   const routes = match.pathAndMethod.filter(isRoute);
   const owns = routes.map(ownGuard);
   const own = owns.includes(undefined) ? undefined : owns[0];
-  const admit = (own && admits.get(own)) ?? standard;
+  const decide = (own && steps.get(own)) ?? standard;
   // Which of several routes will answer is not known at the first layer; a guard of its own speaks for its own route.
   const known = own !== undefined || routes.length === 1 ? routes[0] : undefined;
   let isAdmitted = false;
   const once =
-    (route: string | undefined): Middleware<CallerState> =>
+    (layer: Layer | undefined): Middleware<CallerState> =>
     async (ctx, next) => {
-      if (!isAdmitted) await admit(ctx, route);
-      isAdmitted = true;
-      await next();
+      if (isAdmitted) return next();
+      const go = (): Promise<unknown> => {
+        isAdmitted = true;
+        return next();
+      };
+      // As the route will have them; what runs first may be a layer of another pattern.
+      const params = (): Params => layer?.params(path, layer.captures(path), paramsOf(ctx)) ?? noParams;
+      return decide(ctx, go, patternOf(layer), params);
     };
   const guardStack = (layer: Layer): readonly unknown[] => {
     const first = isRoute(layer) ? ownGuard(layer) : undefined;
     if (first === undefined || (own === undefined && !isExclusive)) {
-      return [once(patternOf(isExclusive && isRoute(layer) ? layer : known)), ...layer.stack];
+      return [once(isExclusive && isRoute(layer) ? layer : known), ...layer.stack];
     }
-    return [layer === known ? once(patternOf(layer)) : first, ...layer.stack.filter((step) => step !== first)];
+    return [layer === known ? once(layer) : first, ...layer.stack.filter((step) => step !== first)];
   };
   const guardLayer = (layer: Layer): Layer => Object.create(layer, { stack: { value: guardStack(layer) } }) as Layer;
   return { ...match, pathAndMethod: match.pathAndMethod.map(guardLayer) };

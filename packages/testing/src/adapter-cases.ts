@@ -1,8 +1,11 @@
 // What every adapter must do, whatever its framework: one suite of cases over real sockets, against the authority.
 import assert from 'node:assert/strict';
 import { subscribe, unsubscribe } from 'node:diagnostics_channel';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { Agent } from 'node:http';
 import type { IncomingHttpHeaders, IncomingMessage } from 'node:http';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { after, afterEach, before, beforeEach, describe, it, mock } from 'node:test';
 import { createAuthority } from './authority.ts';
 import type { Authority } from './authority.ts';
@@ -14,6 +17,15 @@ import type { Answer, HeaderLine, Outgoing } from './wire.ts';
 export type AdapterAllow =
   | readonly string[]
   | ((caller: { readonly serviceAccount: string }, request: { readonly method: string }) => boolean | Promise<boolean>);
+
+/** What a route asks the cluster about its caller. */
+export interface AdapterAuthorize {
+  readonly verb: string;
+  readonly group: string;
+  readonly resource: string;
+  readonly namespace: string;
+  readonly name: (request: { readonly params: Readonly<Record<string, string | undefined>> }) => string | undefined;
+}
 
 /** What the app's guard is made with. Hand it to the adapter as it is. */
 export interface AdapterGuardOptions {
@@ -31,6 +43,8 @@ export interface AdapterAppOptions {
   readonly guard: AdapterGuardOptions;
   /** What `/ops` says for itself. */
   readonly ops: { readonly audience: string; readonly allow: AdapterAllow };
+  /** What `/orders/:order` says for itself. */
+  readonly orders: { readonly allow: 'any'; readonly authorize: AdapterAuthorize };
   /**
    * `'default'`: the framework's own error handler. `'custom'`: one that answers the error's `status` (500 where it has none) with the text
    * `failed`, and looks at nothing else of the error.
@@ -66,6 +80,7 @@ export interface AdapterUnderTest {
    * - `POST /guarded`, behind `guard`, whose JSON body is parsed behind the guard
    * - `GET /ops`, behind `ops` alone, which replaces what `guard` says
    * - `GET /both`, behind `guard` and then `ops`, both on the same token
+   * - `GET /orders/:order`, behind `orders` alone; the body that it hands to `handle` is `{ order }`, the parameter as the handler knows it
    * - `GET /public`, behind nothing
    */
   start(options: AdapterAppOptions): Promise<AdapterApp>;
@@ -183,8 +198,8 @@ interface Stage {
   /** A token of `api/api` for `store`, bound to a pod of its own. */
   readonly token: (options?: TokenOptions) => Promise<string>;
   readonly line: (token: string) => HeaderLine;
-  /** Reviews that the authority was asked for in this case. */
-  reviews(): number;
+  /** Reviews that the authority was asked for in this case, of tokens unless another resource is named. */
+  reviews(resource?: 'tokenreviews' | 'subjectaccessreviews'): number;
   nextPod(): string;
   tick(ms: number): void;
 }
@@ -212,6 +227,7 @@ function createStage(adapter: AdapterUnderTest, mode: Mode): Stage {
   before(async () => {
     authority = await createAuthority();
     ({ apiServer } = await authority.pod('store/store'));
+    await applyRules(authority);
     subscribe('k8s-sa-auth:decision', onDecision);
   });
   after(async () => {
@@ -239,6 +255,7 @@ function createStage(adapter: AdapterUnderTest, mode: Mode): Stage {
       const { url, ...app } = await adapter.start({
         guard: { audience: 'store', allow, header: mode.header, apiServer, logger: { info: write, warn: write, error: write }, ...options },
         ops: { audience: 'store-admin', allow: ['ops/*'] },
+        orders: { allow: 'any', authorize: readsOrder },
         errorHandler,
         handle({ headers, headersDistinct, rawHeaders }, caller, body) {
           runs += 1;
@@ -331,7 +348,7 @@ function createStage(adapter: AdapterUnderTest, mode: Mode): Stage {
       return token;
     },
     line: (token) => [mode.name, mode.value(token)],
-    reviews: () => authority.calls.slice(callsBefore).filter(({ resource }) => resource === 'tokenreviews').length,
+    reviews: (asked = 'tokenreviews') => authority.calls.slice(callsBefore).filter(({ resource }) => resource === asked).length,
     nextPod() {
       pods += 1;
       return `pod-${pods}`;
@@ -339,6 +356,54 @@ function createStage(adapter: AdapterUnderTest, mode: Mode): Stage {
     tick: (ms) => mock.timers.tick(ms),
   };
   return stage;
+}
+
+const readsOrder: AdapterAuthorize = {
+  verb: 'get',
+  group: 'shop.example',
+  resource: 'orders',
+  namespace: 'shop',
+  name: ({ params }) => params['order'],
+};
+
+// What the cluster lets callers do with orders, as its administrator writes it.
+const rules = `
+apiVersion: v1
+kind: Namespace
+metadata: { name: shop }
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: Role
+metadata: { name: order-7, namespace: shop }
+rules: [{ apiGroups: [shop.example], resources: [orders], verbs: [get], resourceNames: ['7', 'ä b'] }]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: { name: api-order-7, namespace: shop }
+roleRef: { apiGroup: rbac.authorization.k8s.io, kind: Role, name: order-7 }
+subjects: [{ kind: ServiceAccount, name: api, namespace: api }]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: Role
+metadata: { name: order-8, namespace: shop }
+rules: [{ apiGroups: [shop.example], resources: [orders], verbs: [get], resourceNames: ['8'] }]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: { name: clerk-order-8, namespace: shop }
+roleRef: { apiGroup: rbac.authorization.k8s.io, kind: Role, name: order-8 }
+subjects: [{ kind: ServiceAccount, name: clerk, namespace: api }]
+`;
+
+async function applyRules(authority: Authority): Promise<void> {
+  const folder = mkdtempSync(join(tmpdir(), 'k8s-sa-auth-'));
+  try {
+    const file = join(folder, 'rules.yaml');
+    writeFileSync(file, rules);
+    await authority.apply(file);
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
 }
 
 // The header of a token is the same for all of them; what follows is its own.
@@ -1057,6 +1122,129 @@ function casesOfBothHeaders(stage: Stage): void {
       const caller = { serviceAccount: 'ops/ops' };
       const token = await issue({ ...caller, audience: ['store', 'store-admin'] });
       app.assertRefused(await app.sendToken(token, { path: '/both' }), mode.notAllowed, { caller });
+    });
+  });
+
+  describe('a route that asks the cluster what its caller may do', () => {
+    const asked = 'subjectaccessreviews';
+    const seven = { path: '/orders/7' };
+    const notAuthorized = { reason: 'not_authorized' };
+
+    it('lets in a caller whom a RoleBinding lets read this object', async () => {
+      const app = await start();
+      const { body } = app.assertAllowed(await app.sendToken(await issue(), seven), { source: 'review' });
+      assert.deepEqual(body, { order: '7' });
+      assert.equal(stage.reviews(asked), 1);
+    });
+
+    it('refuses it another object', async () => {
+      const app = await start();
+      const caller = { serviceAccount: 'api/api' };
+      app.assertRefused(await app.sendToken(await issue(), { path: '/orders/8' }), mode.notAllowed, { ...notAuthorized, caller });
+    });
+
+    it('refuses a caller who may read only another object', async () => {
+      const app = await start();
+      const caller = { serviceAccount: 'api/clerk' };
+      const token = await issue(caller);
+      app.assertAllowed(await app.sendToken(token, { path: '/orders/8' }));
+      app.assertRefused(await app.sendToken(token, seven), mode.notAllowed, { ...notAuthorized, caller });
+    });
+
+    it('refuses a caller who may do nothing', async () => {
+      const app = await start();
+      const caller = { serviceAccount: 'else/stranger' };
+      app.assertRefused(await app.sendToken(await issue(caller), seven), mode.notAllowed, { ...notAuthorized, source: 'review', caller });
+    });
+
+    it('asks nothing about a request without a token, or with one that is not valid', async () => {
+      const app = await start();
+      app.assertRefused(await app.send(seven), mode.missing, { source: 'screening' });
+      app.assertRefused(await app.sendToken(forge(await issue()), seven), mode.invalid);
+      assert.equal(stage.reviews(asked), 0);
+    });
+
+    it('asks about the object by the name that the handler will know', async () => {
+      const app = await start();
+      const token = await issue();
+      assert.deepEqual(app.assertAllowed(await app.sendToken(token, { path: '/orders/%37' })).body, { order: '7' });
+      assert.deepEqual(app.assertAllowed(await app.sendToken(token, { path: '/orders/%C3%A4%20b' })).body, { order: 'ä b' });
+    });
+
+    it('reaches no handler by another spelling of an object that may be read', async () => {
+      const app = await start();
+      const headers = [line(await issue())];
+      await app.send({ headers, path: '/orders/8?order=7' });
+      await send(app.url, { headers, path: '/orders/8%3Forder=7' });
+      await send(app.url, { headers, path: '/orders/7%2F8' });
+      await send(app.url, { headers, path: '/orders/7%2F..%2F8' });
+      await send(app.url, { headers, path: '/orders/7%00' });
+      await send(app.url, { headers, path: '/orders/%2537' });
+      await send(app.url, { headers, path: '/orders/07' });
+      await send(app.url, { headers, path: '/orders/8;order=7' });
+      await send(app.url, { headers, path: '/orders/%zz' });
+      await send(app.url, { headers, path: '/orders/' });
+      assert.equal(app.runs, 0);
+    });
+
+    it('remembers a yes for a minute', async () => {
+      const app = await start();
+      const token = await issue();
+      app.assertAllowed(await app.sendToken(token, seven), { source: 'review' });
+      stage.tick(59_999);
+      app.assertAllowed(await app.sendToken(token, seven), { source: 'cache' });
+      assert.equal(stage.reviews(asked), 1);
+      stage.tick(1);
+      app.assertAllowed(await app.sendToken(token, seven), { source: 'review' });
+      assert.equal(stage.reviews(asked), 2);
+    });
+
+    it('remembers a no for five seconds', async () => {
+      const app = await start();
+      const caller = { serviceAccount: 'else/stranger' };
+      const token = await issue(caller);
+      app.assertRefused(await app.sendToken(token, seven), mode.notAllowed, { source: 'review', caller });
+      stage.tick(4_999);
+      app.assertRefused(await app.sendToken(token, seven), mode.notAllowed, { source: 'cache', caller });
+      assert.equal(stage.reviews(asked), 1);
+      stage.tick(1);
+      app.assertRefused(await app.sendToken(token, seven), mode.notAllowed, { source: 'review', caller });
+      assert.equal(stage.reviews(asked), 2);
+    });
+
+    it('is a 503 for a known caller while the cluster cannot be asked', async () => {
+      const app = await start();
+      const token = await issue();
+      app.assertAllowed(await app.sendToken(token));
+      stage.authority().fail('outage');
+      app.assertUnavailable(await app.sendToken(token, seven));
+    });
+
+    it('is a 503 for a caller of whom nothing is known while the cluster cannot be asked', async () => {
+      const app = await start();
+      stage.authority().fail('outage');
+      app.assertUnavailable(await app.sendToken(await issue(), seven));
+    });
+
+    it('lets in whom it let in for five minutes while the cluster cannot be asked, for this object only', async () => {
+      const app = await start();
+      const token = await issue();
+      app.assertAllowed(await app.sendToken(token, seven), { source: 'review' });
+      stage.authority().fail('outage');
+      stage.tick(61_000);
+      app.assertAllowed(await app.sendToken(token, seven), { source: 'stale' });
+      app.assertUnavailable(await app.sendToken(token, { path: '/orders/8' }));
+      stage.tick(239_000);
+      app.assertUnavailable(await app.sendToken(token, seven));
+    });
+
+    it('only tells what it would have done while it observes', async () => {
+      const app = await start({ mode: 'observe' });
+      const caller = { serviceAccount: 'else/stranger' };
+      const answer = await app.sendToken(await issue(caller), seven);
+      assertObserved(app, answer, { enforced: false, outcome: 'refused', code: 'caller_not_allowed', ...notAuthorized, caller });
+      const echo = app.assertAllowed(await app.sendToken(await issue(), seven), { enforced: false });
+      assert.equal(echo.caller?.['serviceAccount'], 'api/api');
     });
   });
 
