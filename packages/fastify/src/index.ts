@@ -48,10 +48,21 @@ type OptIn = Omit<GuardOptions, 'audience' | 'allow'> & { readonly routes: 'opt-
 /** `routes: 'all'` (the default) guards every route and every 404; `'opt-in'` guards the routes whose config says so. */
 export type K8sSaAuthOptions = OptIn | (GuardOptions & { readonly routes?: 'all' | 'opt-in' });
 
-/** An `onRequest` hook: `{ onRequest: app.k8sSaAuth.with({ … }) }`, or one of several schemes in `app.auth([app.k8sSaAuth, …])`. */
+/** Another scheme, as a hook of either style: it throws, rejects or calls back with an error where it refuses. */
+type Scheme = (this: FastifyInstance, request: FastifyRequest, reply: FastifyReply, done: (error?: Error) => void) => unknown;
+
+/**
+ * An `onRequest` hook: `{ onRequest: app.k8sSaAuth.with({ … }) }`. While it observes it lets everybody pass, so it must then be none of the
+ * alternatives of `app.auth([…])`: use `or`.
+ */
 export interface FastifyGuard extends onRequestAsyncHookHandler {
   /** A guard for routes that decide something for themselves. Throws a TypeError on options that are not understood. */
   with(route: RouteGuard): FastifyGuard;
+  /**
+   * This guard or another scheme: it decides requests that show a token in its header, `other` decides the rest. While it observes, `other`
+   * decides them all. `{ config: { k8sSaAuth: false }, onRequest: app.k8sSaAuth.or(userJwt) }`
+   */
+  or(other: Scheme): onRequestAsyncHookHandler;
   /** For a readiness probe: see `Guard.ready`. */
   ready(signal?: AbortSignal): Promise<void>;
 }
@@ -175,12 +186,14 @@ function createBase(
   return outer.with(route as RouteGuard);
 }
 
-type Check = Pick<Guard, 'checkNow' | 'responseHeaders'>;
+type Check = Pick<Guard, 'checkNow' | 'enforced' | 'hasToken' | 'responseHeaders'>;
 
 // `app.k8sSaAuth` itself, where the routes alone name who may call.
 const unnamed: Check = {
   checkNow: () =>
     Promise.reject(new TypeError('k8sSaAuth was registered without an audience: use app.k8sSaAuth.with({ audience, allow })')),
+  hasToken: () => true,
+  enforced: true,
   responseHeaders: {},
 };
 
@@ -194,9 +207,26 @@ function asHook(guard: Check, base: Guard | OptInGuard): FastifyGuard {
         const own = base.with(route);
         return asHook(own, own);
       },
+      or(other: Scheme): onRequestAsyncHookHandler {
+        if (typeof other !== 'function') throw new TypeError('app.k8sSaAuth.or(other) takes a hook');
+        return async function k8sSaAuthOr(this: FastifyInstance, request, reply) {
+          const isOurs = guard.hasToken(request.raw);
+          if (isOurs) await admit(guard, request, reply, request.routeOptions.url);
+          if (isOurs && guard.enforced) return;
+          setHeaders(reply, guard.responseHeaders);
+          await runHook(other, this, request, reply);
+        };
+      },
       ready: (signal?: AbortSignal): Promise<void> => base.ready(signal),
     },
   );
+}
+
+function runHook(hook: Scheme, app: FastifyInstance, request: FastifyRequest, reply: FastifyReply): Promise<void> {
+  return new Promise((resolve, reject) => {
+    const waiting = hook.call(app, request, reply, (error) => (error ? reject(error) : resolve()));
+    if (typeof waiting === 'object' && waiting !== null && 'then' in waiting) Promise.resolve(waiting).then(() => resolve(), reject);
+  });
 }
 
 // Undefined once the request is admitted, or a promise of it where there is something to wait for.
@@ -216,9 +246,12 @@ function admit(guard: Check, request: FastifyRequest, reply: FastifyReply, route
 function pass(guard: Check, request: FastifyRequest, reply: FastifyReply, caller: Caller | undefined): undefined {
   if (caller === undefined) return;
   request.caller = caller;
-  const { responseHeaders } = guard;
-  for (const name in responseHeaders) {
-    const value = responseHeaders[name];
+  setHeaders(reply, guard.responseHeaders);
+}
+
+function setHeaders(reply: FastifyReply, headers: Readonly<Record<string, string>>): void {
+  for (const name in headers) {
+    const value = headers[name];
     const before = name === 'vary' ? reply.getHeader(name) : undefined;
     if (before === undefined) reply.header(name, value);
     else reply.header(name, extendList(before, value));
@@ -232,8 +265,21 @@ function extendList(before: number | string | readonly string[], value = ''): st
 
 function refuse(reply: FastifyReply, error: unknown): never {
   // On the reply before it is thrown: custom error handlers drop `error.headers`.
-  if (error instanceof AuthError || error instanceof ClusterError) reply.headers(error.headers);
+  if (error instanceof AuthError || error instanceof ClusterError) reply.headers(withChallenges(reply, error));
   throw error;
+}
+
+const ourChallenge = /(?:^|, *)(?:ServiceAccount header="X-Client-Id"|Bearer realm="kubernetes")(?:, error="\w+")?/g;
+
+// What another scheme of `app.auth` has asked for stays beside ours (RFC 9110 §11.6.1); on the error too, whose headers Fastify sets again.
+// Of several guards the last one speaks: its refusal is the answer.
+function withChallenges(reply: FastifyReply, error: AuthError | ClusterError): Readonly<Record<string, string>> {
+  const { 'www-authenticate': ours } = error.headers;
+  const before = reply.getHeader('www-authenticate');
+  if (ours === undefined || before === undefined) return error.headers;
+  const theirs = [before].flat().join(', ').replace(ourChallenge, '');
+  const challenge = theirs === '' ? ours : `${theirs}, ${ours}`;
+  return Object.assign(error, { headers: { ...error.headers, 'www-authenticate': challenge } }).headers;
 }
 
 /**

@@ -1,0 +1,256 @@
+import assert from 'node:assert/strict';
+import { subscribe, unsubscribe } from 'node:diagnostics_channel';
+import { after, afterEach, before, beforeEach, describe, it } from 'node:test';
+
+import fastifyAuth, { type FastifyAuthFunction } from '@fastify/auth';
+import { type Authority, createAuthority, type Pod } from '@k8s-sa-auth/testing';
+import fastify, { type FastifyInstance, type FastifyRequest } from 'fastify';
+
+import { type Answer, ask } from './fixtures/ask.ts';
+import { signIn, userOf } from './fixtures/users.ts';
+import { type FastifyGuard, k8sSaAuth, type K8sSaAuthOptions } from './index.ts';
+
+let authority: Authority;
+let pod: Pod;
+let app: FastifyInstance;
+let api: string;
+let stranger: string;
+let jane: string;
+let origin: string;
+let decisions: Readonly<Record<string, unknown>>[] = [];
+const listen = (decision: unknown): void => void decisions.push(decision as Readonly<Record<string, unknown>>);
+
+before(async () => {
+  authority = await createAuthority();
+  pod = await authority.pod('shop/shop');
+  api = await authority.token('api/api', { audience: 'shop', pod: 'api-0' });
+  stranger = await authority.token('else/stranger', { audience: 'shop', pod: 'stranger-0' });
+  jane = await signIn('jane');
+  subscribe('k8s-sa-auth:decision', listen);
+});
+after(async () => {
+  unsubscribe('k8s-sa-auth:decision', listen);
+  await authority.close();
+});
+beforeEach(() => {
+  app = fastify();
+  decisions = [];
+});
+afterEach(async () => {
+  await authority.recover();
+  await app.close();
+});
+
+const users = new WeakMap<object, string>();
+const userJwt = async (request: FastifyRequest): Promise<void> => {
+  users.set(request, await userOf(request.headers.authorization));
+};
+const whoami = (request: FastifyRequest): string => `${request.caller?.serviceAccount ?? 'nobody'}, ${users.get(request) ?? 'nobody'}`;
+
+interface Credentials {
+  readonly token?: string;
+  readonly user?: string;
+}
+
+async function send({ token, user }: Credentials, path = '/'): Promise<Answer> {
+  const headers = { ...(token && { 'x-client-id': token }), ...(user && { authorization: `Bearer ${user}` }) };
+  return ask(origin, path, { headers });
+}
+const outcome = async (credentials: Credentials, path?: string): Promise<string> => {
+  const { status, text } = await send(credentials, path);
+  return status === 200 ? text : String(status);
+};
+
+async function start(options: Partial<K8sSaAuthOptions>, declare: (guard: FastifyGuard) => void): Promise<void> {
+  await app.register(k8sSaAuth, { audience: 'shop', allow: ['api/api'], routes: 'opt-in', apiServer: pod.apiServer, ...options } as K8sSaAuthOptions);
+  await app.register(fastifyAuth);
+  declare(app.k8sSaAuth);
+  origin = await app.listen({ port: 0, host: '127.0.0.1' });
+}
+
+const both = 'Bearer realm="users", ServiceAccount header="X-Client-Id"';
+
+describe('app.k8sSaAuth.or', () => {
+  const either = (options: Partial<K8sSaAuthOptions> = {}) => start(options, (guard) => app.get('/', { onRequest: guard.or(userJwt) }, whoami));
+
+  it('lets a service in, and a user', async () => {
+    await either();
+    assert.equal(await outcome({ token: api }), 'api/api, nobody');
+    assert.equal(await outcome({ user: jane }), 'nobody, jane');
+  });
+
+  it('leaves requests without a token to the other scheme, and asks nobody about them', async () => {
+    await either();
+    const { status, headers } = await send({});
+    assert.deepEqual([status, headers['www-authenticate']], [401, both]);
+    assert.equal(await outcome({ user: 'garbage' }), '401');
+    assert.deepEqual(decisions, []);
+  });
+
+  it('decides alone where there is a token, good or bad', async () => {
+    await either();
+    assert.equal(await outcome({ token: stranger, user: jane }), '403');
+    assert.equal(await outcome({ token: 'garbage', user: jane }), '403');
+    assert.equal(await outcome({ token: api, user: jane }), 'api/api, nobody');
+    const { status, headers } = await send({ token: 'garbage' });
+    assert.deepEqual([status, headers['www-authenticate']], [403, 'ServiceAccount header="X-Client-Id", error="invalid_token"']);
+  });
+
+  it('keeps no user out while the cluster cannot be asked, and answers 503 to services', async () => {
+    await either();
+    authority.fail('outage');
+    assert.equal(await outcome({ user: jane }), 'nobody, jane');
+    const { status, headers } = await send({ token: api });
+    assert.equal(status, 503);
+    assert.match(String(headers['retry-after']), /^[1-5]$/);
+  });
+
+  it('lets nobody in while it observes, and tells whom it would', async () => {
+    await either({ mode: 'observe', allow: 'any' });
+    assert.equal(await outcome({}), '401');
+    assert.equal(await outcome({ token: 'garbage' }), '401');
+    assert.equal(await outcome({ token: stranger }), '401');
+    assert.equal(await outcome({ user: jane }), 'nobody, jane');
+    assert.equal(await outcome({ token: api, user: jane }), 'api/api, jane');
+    assert.deepEqual(
+      decisions.map(({ outcome: told, enforced }) => `${String(told)} ${String(enforced)}`),
+      ['refused false', 'allowed false', 'allowed false'],
+    );
+  });
+
+  it('keeps shared caches from giving one’s answer to the other', async () => {
+    await either();
+    const { headers } = await send({ user: jane });
+    assert.deepEqual([headers['cache-control'], headers.vary], ['private', 'X-Client-Id']);
+  });
+
+  it('takes the token off, and leaves the other scheme its header', async () => {
+    await start({}, (guard) => app.get('/', { onRequest: guard.or(userJwt) }, ({ headers }) => [headers['x-client-id'], headers.authorization]));
+    assert.equal(await outcome({ token: api, user: jane }), `[null,"Bearer ${jane}"]`);
+  });
+
+  it('stands in a route that the registration leaves alone', async () => {
+    await start({ routes: 'all' }, (guard) => {
+      app.get('/', { config: { k8sSaAuth: false }, onRequest: guard.or(userJwt) }, whoami);
+      app.get('/added', { onRequest: guard.or(userJwt) }, whoami);
+    });
+    assert.equal(await outcome({ user: jane }), 'nobody, jane');
+    assert.equal(await outcome({ token: api }), 'api/api, nobody');
+    assert.equal(await outcome({ user: jane }, '/added'), '401');
+  });
+
+  it('asks a scheme that calls back', async () => {
+    await start({ mode: 'observe' }, (guard) => {
+      app.get('/passes', { onRequest: guard.or((_request, _reply, done) => done()) }, whoami);
+      app.get('/refuses', { onRequest: guard.or((_request, _reply, done) => done(Object.assign(new Error('no'), { statusCode: 401 }))) }, whoami);
+    });
+    assert.equal(await outcome({}, '/passes'), 'nobody, nobody');
+    assert.equal(await outcome({ token: api }, '/refuses'), '401');
+  });
+
+  it('takes a scheme that fails for no pass', async () => {
+    await start({}, (guard) => {
+      app.get('/rejects', { onRequest: guard.or(() => Promise.reject()) }, whoami);
+      app.get('/throws', { onRequest: guard.or(() => JSON.parse('no')) }, whoami);
+    });
+    assert.equal(await outcome({}, '/rejects'), '500');
+    assert.equal(await outcome({}, '/throws'), '500');
+  });
+
+  it('lets the other scheme answer', async () => {
+    await start({}, (guard) => app.get('/', { onRequest: guard.or(async (_request, reply) => reply.redirect('/sign-in')) }, whoami));
+    const { status, headers } = await send({});
+    assert.deepEqual([status, headers.location], [302, '/sign-in']);
+  });
+
+  it('refuses what is no hook when it is made', async () => {
+    await start({}, (guard) => assert.throws(() => guard.or(JSON.parse('{}')), { name: 'TypeError', message: /takes a hook/ }));
+  });
+
+  it('answers 500 where the guard has no audience', async () => {
+    await app.register(k8sSaAuth, { routes: 'opt-in', apiServer: pod.apiServer });
+    app.get('/', { onRequest: app.k8sSaAuth.or(userJwt) }, whoami);
+    origin = await app.listen({ port: 0, host: '127.0.0.1' });
+    assert.equal(await outcome({ user: jane }), '500');
+  });
+});
+
+describe('app.k8sSaAuth in app.auth of @fastify/auth', () => {
+  const schemes = (guard: FastifyGuard): readonly FastifyAuthFunction[][] => [
+    [guard, userJwt],
+    [userJwt, guard],
+  ];
+  const combine = (relation: 'or' | 'and', options: Partial<K8sSaAuthOptions> = {}) =>
+    start(options, (guard) => {
+      const [first = [], last = []] = schemes(guard);
+      app.get('/first', { onRequest: app.auth(first, { relation }) }, whoami);
+      app.get('/last', { onRequest: app.auth(last, { relation }) }, whoami);
+    });
+
+  it('is one of two, of which one will do', async () => {
+    await combine('or');
+    assert.equal(await outcome({ token: api }, '/first'), 'api/api, nobody');
+    assert.equal(await outcome({ token: api }, '/last'), 'api/api, nobody');
+    assert.equal(await outcome({ user: jane }, '/first'), 'nobody, jane');
+    assert.equal(await outcome({ user: jane }, '/last'), 'nobody, jane');
+    assert.equal(await outcome({ token: stranger, user: jane }, '/first'), 'nobody, jane');
+    assert.equal(await outcome({}, '/first'), '401');
+    assert.equal(await outcome({}, '/last'), '401');
+  });
+
+  it('is one of two, of which both must', async () => {
+    await combine('and');
+    assert.equal(await outcome({ token: api, user: jane }, '/first'), 'api/api, jane');
+    assert.equal(await outcome({ token: api, user: jane }, '/last'), 'api/api, jane');
+    assert.equal(await outcome({ token: api }, '/first'), '401');
+    assert.equal(await outcome({ token: api }, '/last'), '401');
+    assert.equal(await outcome({ user: jane }, '/first'), '401');
+    assert.equal(await outcome({ token: stranger, user: jane }, '/last'), '403');
+  });
+
+  it('answers services where it stands last; else they get the answer of the last one', async () => {
+    await combine('or');
+    assert.equal(await outcome({ token: stranger }, '/last'), '403');
+    assert.equal(await outcome({ token: stranger }, '/first'), '401');
+    authority.fail('outage');
+    const token = await authority.token('api/api', { audience: 'shop', pod: 'api-1' });
+    const { status, headers } = await send({ token }, '/last');
+    assert.equal(status, 503);
+    assert.match(String(headers['retry-after']), /^[1-5]$/);
+    assert.equal(await outcome({ token }, '/first'), '401');
+    assert.equal(await outcome({ user: jane }, '/first'), 'nobody, jane');
+    assert.equal(await outcome({ user: jane }, '/last'), 'nobody, jane');
+    assert.equal(await outcome({ token, user: jane }, '/first'), 'nobody, jane');
+    assert.equal(await outcome({ token, user: jane }, '/last'), 'nobody, jane');
+  });
+
+  it('adds its challenge to that of a scheme before it', async () => {
+    const asking: FastifyAuthFunction = async (_request, reply) => {
+      reply.header('www-authenticate', 'Bearer realm="users"');
+      throw new Error('Sign in');
+    };
+    await start({}, (guard) => {
+      app.get('/', { onRequest: app.auth([asking, guard]) }, whoami);
+      app.get('/two', { onRequest: app.auth([asking, guard, guard.with({ allow: ['ops/*'] })]) }, whoami);
+    });
+    assert.equal((await send({})).headers['www-authenticate'], both);
+    const { headers } = await send({ token: stranger }, '/two');
+    assert.equal(headers['www-authenticate'], 'Bearer realm="users", ServiceAccount header="X-Client-Id", error="caller_not_allowed"');
+  });
+
+  it('fails where its predicate does, rather than pass', async () => {
+    await combine('or', { allow: () => Promise.reject() });
+    assert.notEqual((await send({ token: api }, '/last')).status, 200);
+    assert.notEqual((await send({ token: api }, '/first')).status, 200);
+  });
+
+  it('lets all pass while it observes: safe beside a scheme that must pass too, and an open door beside an alternative', async () => {
+    await start({ mode: 'observe' }, (guard) => {
+      app.get('/and', { onRequest: app.auth([guard, userJwt], { relation: 'and' }) }, whoami);
+      app.get('/or', { onRequest: app.auth([userJwt, guard]) }, whoami);
+    });
+    assert.equal(await outcome({}, '/and'), '401');
+    assert.equal(await outcome({ user: jane }, '/and'), 'nobody, jane');
+    assert.equal(await outcome({}, '/or'), 'nobody, nobody');
+  });
+});
