@@ -46,6 +46,7 @@ const surroundingSpace =
 /** Makes the authenticator of one cluster; `url` is where its API server reaches itself. */
 export function createAuthenticator(cluster: Cluster, url: () => string): Authenticator {
   const remembered = new Map<string, { readonly result: Authentication; readonly until: number }>();
+  let retirements = 0;
 
   return {
     authenticate(credentials, { audiences, path, isStorageFrozen = false } = {}) {
@@ -60,6 +61,9 @@ export function createAuthenticator(cluster: Cluster, url: () => string): Authen
       const key = createHash('sha256')
         .update(JSON.stringify([token, audiences ?? null]))
         .digest('base64');
+      // It takes another start of the API server to have it forget a key, which then remembers nothing.
+      if (retirements !== cluster.keys.retirements()) remembered.clear();
+      retirements = cluster.keys.retirements();
       const hit = remembered.get(key);
       if (hit !== undefined && hit.until > cluster.now()) return hit.result;
       remembered.delete(key);

@@ -207,13 +207,11 @@ describe('createAuthority', () => {
       const { text } = await ask(reviewer, 'GET', '/openid/v1/jwks');
       assert.equal(JSON.parse(text).keys.length, 2);
       authority.rotateSigningKey({ retire: true });
-      const late = await ask(reviewer, 'GET', '/openid/v1/jwks');
-      assert.equal(late.status, 200, 'the reviewer’s own token is remembered for 10 seconds');
-      assert.equal(JSON.parse(late.text).keys.length, 1);
-      authority.advance(10_000);
       assert.equal((await askReview(reviewer, token)).status, 401);
       await reviewer.rotate();
       assert.match((await review(reviewer, token)).error ?? '', /no keys found/);
+      const late = await ask(reviewer, 'GET', '/openid/v1/jwks');
+      assert.equal(JSON.parse(late.text).keys.length, 1);
     });
 
     it('serves with a certificate of the new CA, and publishes that', async () => {

@@ -25,6 +25,8 @@ export interface SigningKeys {
   algorithms(): readonly string[];
   /** Signs with a new key of this algorithm; with `retire`, the others are forgotten. */
   rotate(options: { readonly retire: boolean; readonly algorithm: SigningAlgorithm }): void;
+  /** How many times keys were forgotten. */
+  retirements(): number;
 }
 
 /** What a cluster's keys sign with: RSA of 2048 bits, or the curve P-256. */
@@ -51,6 +53,7 @@ export async function generateSigningKey(): Promise<KeyObject> {
 export function createSigningKeys(first: KeyObject | string, verifying?: readonly KeyObject[]): SigningKeys {
   let signer = toSigner(typeof first === 'string' ? createPrivateKey(first) : first);
   let keys = verifying?.map(toSigningKey) ?? [signer.key];
+  let retirements = 0;
 
   return {
     sign(claims) {
@@ -73,7 +76,9 @@ export function createSigningKeys(first: KeyObject | string, verifying?: readonl
         : generateKeyPairSync('ec', { namedCurve: 'P-256' });
       signer = toSigner(privateKey);
       keys = [...(retire ? [] : keys), signer.key];
+      if (retire) retirements += 1;
     },
+    retirements: () => retirements,
   };
 }
 
