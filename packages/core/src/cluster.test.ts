@@ -380,6 +380,48 @@ function defineCases(connectTo: () => Promise<ControlPlane>): void {
     await settle(() => isAccepted(guard, unknown));
   });
 
+  it('does not refuse what the API server cannot look up', async (t) => {
+    const own = owned(t);
+    if (own === undefined) return;
+    await tenant.createServiceAccount('unknown');
+    const lost = await tenant.issue('unknown', { audience: 'store' });
+    await tenant.admin('DELETE', `${tenant.path}/serviceaccounts/unknown`);
+    const known = await apiToken();
+    const guard = guardWith({ allow: 'any', requirePod: false });
+    own.freezeStorage();
+    try {
+      assert.equal((await check(guard, known))?.name, 'api');
+      await assert.rejects(check(guard, lost), { code: 'review_unavailable', status: 503 });
+    } finally {
+      await own.recover();
+    }
+    await settle(() => isRefused(guard, lost));
+  });
+
+  it('takes tokens of a new signing key, and of the old one until that retires', async (t) => {
+    const own = owned(t);
+    if (own === undefined) return;
+    const guard = guardWith({ cacheTtlMs: 0, staleIfErrorMs: 0 });
+    await guard.ready();
+    const old = await apiToken();
+    await check(guard, old);
+
+    await own.rotateSigningKey({ retire: false });
+    const fresh = await apiToken();
+    assert.notEqual(fresh.split('.')[0], old.split('.')[0]);
+    await settle(() => isAccepted(guard, old));
+    await settle(() => isAccepted(guard, fresh));
+    assert.equal(await isAccepted(guardWith({ verification: 'signature' }), fresh), true);
+
+    await own.rotateSigningKey({ retire: true });
+    const newest = await apiToken();
+    await assert.rejects(check(guard, newest), { code: 'review_unavailable', status: 503 });
+    assert.equal(last().reason, 'own_credentials_refused');
+    await writeToken('store');
+    await settle(() => isAccepted(guard, newest));
+    await assert.rejects(check(guard, fresh), { code: 'invalid_token' });
+  });
+
   // The last: the authority's clock stays where it was moved to.
   it('takes a token for a minute after it has ended, as the cluster does, and not for longer', async (t) => {
     const own = owned(t);
