@@ -63,6 +63,26 @@ describe('createReporter', () => {
     ]);
   });
 
+  it('keeps apart those whom a signature of the cluster names', () => {
+    const signed = (claimant: string): Ruling => ({
+      outcome: 'refused',
+      code: 'caller_not_allowed',
+      reason: 'not_in_allow',
+      claimant,
+      source: 'screening',
+    });
+    for (const claimant of ['shop/cart', 'shop/till', 'shop/cart']) report(signed(claimant));
+    mock.timers.tick(10_000);
+    assert.deepEqual(
+      lines.map(({ claimant, times }) => [claimant, times]),
+      [
+        ['shop/cart', 1],
+        ['shop/till', 1],
+        ['shop/cart', 1],
+      ],
+    );
+  });
+
   it('tells the last of those held back', () => {
     report({ ...refused, detail: 'first' });
     report({ ...refused, detail: 'second' });

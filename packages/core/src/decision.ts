@@ -18,6 +18,8 @@ export interface Decision {
   readonly detail?: string;
   /** Only where it was proven. */
   readonly caller?: Caller;
+  /** Whom a signature of the cluster names, as `'namespace/name'`, where the token was refused before a review could prove it. */
+  readonly claimant?: string;
   /** The route's audiences: what the token had to be for. */
   readonly audiences: readonly string[];
   readonly request: AskedFor;
@@ -30,7 +32,7 @@ export interface Decision {
 export type Ruling = Pick<Decision, 'source'> &
   (
     | { readonly outcome: 'allowed'; readonly caller: Caller }
-    | { readonly outcome: 'refused'; readonly code: AuthCode; readonly reason: string; readonly detail?: string; readonly caller?: Caller }
+    | ({ readonly outcome: 'refused'; readonly code: AuthCode; readonly reason: string } & Pick<Decision, 'detail' | 'caller' | 'claimant'>)
     | { readonly outcome: 'unavailable'; readonly reason: string; readonly detail?: string }
   );
 
@@ -72,7 +74,7 @@ export function createReporter(log: Log | undefined): Reporter {
 }
 
 const windowMs = 10_000;
-// Callers that were proven and refused; further ones share a line. Audiences and reasons are ours, and bound the rest.
+// Callers that the cluster's word or signature names; further ones share a line. Audiences and reasons are ours, and bound the rest.
 const maxCallers = 1_000;
 
 // One kind of refusal, within its window.
@@ -104,12 +106,13 @@ function createLines(log: Log): { add(decision: Decision, message: string): void
   }
 
   return {
-    add({ caller, ...decision }, message) {
+    add({ caller, claimant, ...decision }, message) {
       const kind = `${decision.enforced} ${decision.reason} ${decision.audiences.join()}`;
-      const own = caller && `${kind} ${caller.serviceAccount}`;
+      const name = caller?.serviceAccount ?? claimant;
+      const own = name && `${kind} ${name}`;
       const isOfCaller = own !== undefined && (lines.has(own) || callers < maxCallers);
       const key = isOfCaller ? own : kind;
-      const last = { ...decision, ...(caller && isOfCaller && { caller: caller.serviceAccount }) };
+      const last = { ...decision, ...(name && isOfCaller && { [caller ? 'caller' : 'claimant']: name }) };
       const line = lines.get(key);
       if (line !== undefined) {
         line.last = last;

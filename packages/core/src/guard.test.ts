@@ -252,6 +252,17 @@ describe('guard.check', () => {
     assert.equal(last().caller?.serviceAccount, 'stranger/stranger');
   });
 
+  it('tells whom the cluster’s signature names, where no review had to prove it', async () => {
+    const guard = guardWith();
+    await guard.ready();
+    const asked = reviews();
+    await assert.rejects(guard.check(carrying(await authority.token('stranger/stranger', { audience: 'secret-store', pod: 's' }))));
+    assert.deepEqual([last().source, last().claimant, last().caller, reviews()], ['screening', 'stranger/stranger', undefined, asked]);
+    const forged = `${(await authority.token('stranger/stranger', { audience: 'secret-store', pod: 's' })).slice(0, -8)}AAAAAAAA`;
+    await assert.rejects(guard.check(carrying(forged)));
+    assert.deepEqual([last().reason, last().claimant], ['forged', undefined]);
+  });
+
   it('refuses a token that is not bound to a pod', async () => {
     const token = await authority.token('api/api', { audience: 'secret-store' });
     await assert.rejects(guardWith().check(carrying(token)), { code: 'invalid_token' });

@@ -188,7 +188,10 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
     if (signature === 'forged') return { outcome: 'refused', code: 'invalid_token', reason: 'forged', source };
     if (signature === 'limited') return { outcome: 'unavailable', reason: 'unknown_keys', source };
     if (signature === 'unscreened' || claims.identity === undefined) return { claims, spender: undefined };
-    if (!route.mayBeAllowed(claims.identity)) return { outcome: 'refused', code: 'caller_not_allowed', reason: 'not_in_allow', source };
+    if (!route.mayBeAllowed(claims.identity)) {
+      const { namespace, name } = claims.identity;
+      return { outcome: 'refused', code: 'caller_not_allowed', reason: 'not_in_allow', claimant: `${namespace}/${name}`, source };
+    }
     return { claims, spender: formatUsername(claims.identity) };
   }
 
