@@ -7,9 +7,8 @@ import type { NewObject, Objects } from './objects.ts';
 import { formatGroupVersion } from './resources.ts';
 import type { ResourceKind } from './resources.ts';
 import { admissionRefusal, badRequest, invalid } from './status.ts';
-import { validateObject } from './validation.ts';
+import { validateChange, validateObject } from './validation.ts';
 
-const rbac = 'rbac.authorization.k8s.io';
 const readOnlyMetadata = new Set([
   'uid',
   'resourceVersion',
@@ -51,22 +50,17 @@ export function admit(
   return complete;
 }
 
-/** Refuses values that the kind does not allow. Throws a 422 {@link StatusError}. */
-export function checkValues(kind: string, group: string, object: JsonRecord): void {
-  const errors = validateObject(kind, group, object);
+/** Refuses values that the kind does not allow, and changes of what cannot be changed. Throws a 422 {@link StatusError}. */
+export function checkValues(kind: string, group: string, object: JsonRecord, before?: JsonRecord): void {
+  const errors = [...validateObject(kind, group, object), ...(before === undefined ? [] : validateChange(kind, before, object))];
   if (errors.length > 0) throw invalid(kind, group, readText(readRecord(object['metadata'])['name']), errors);
 }
 
-/** Refuses a change of what cannot be changed. */
-export function checkUpdate(before: JsonRecord, after: JsonRecord): void {
-  const { kind } = before;
-  const isSame = JSON.stringify(sorted(before['roleRef'])) === JSON.stringify(sorted(after['roleRef']));
-  if (isSame || !readText(kind).endsWith('RoleBinding')) return;
-  const { apiGroup, kind: role, name } = readRecord(after['roleRef']);
-  // The names of Go's fields.
-  const value = JSON.stringify({ APIGroup: apiGroup, Kind: role, Name: name });
-  const message = `Invalid value: ${value}: cannot change roleRef`;
-  throw invalid(readText(kind), rbac, readText(readRecord(before['metadata'])['name']), [{ field: 'roleRef', message }]);
+const completedAgain = new Set(['ClusterRole', 'ClusterRoleBinding', 'Role', 'RoleBinding', 'Secret']);
+
+/** Completes an object that is to replace another: of the kinds whose defaults do not depend on what the cluster has set since. */
+export function completeAgain(cluster: Cluster, object: NewObject): NewObject {
+  return completedAgain.has(object.kind) ? (completions[object.kind]?.(object, cluster) ?? object) : object;
 }
 
 /** Refuses what is to be created in a namespace that does not exist, or goes. Throws a {@link StatusError}: 404 or 403. */
@@ -76,8 +70,4 @@ export function checkNamespace(objects: Objects, resource: string, group: string
   const reason = `unable to create new content in namespace ${namespace} because it is being terminated`;
   const causes = [{ reason: 'NamespaceTerminating', message: `namespace ${namespace} is being terminated`, field: 'metadata.namespace' }];
   throw admissionRefusal(resource, group, name, reason, causes);
-}
-
-function sorted(value: unknown): readonly (readonly [string, unknown])[] {
-  return Object.entries(readRecord(value)).toSorted(([left], [right]) => (left < right ? -1 : 1));
 }

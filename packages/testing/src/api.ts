@@ -11,7 +11,7 @@ import { readClientCertificate } from './client-certificates.ts';
 import { controlPath } from './control.ts';
 import type { Control } from './control.ts';
 import { answerDiscovery, hasGroup } from './discovery.ts';
-import { mediaTypeOf, readAny, readBody, readObject, readPatched } from './exchange.ts';
+import { mediaTypeOf, readAny, readBody, readDeletion, readObject, readPatch, readPatched } from './exchange.ts';
 import type { Exchange } from './exchange.ts';
 import type { Faults, Strike } from './faults.ts';
 import { answerHealth } from './health.ts';
@@ -225,7 +225,8 @@ export function createApi({
       mediaType: mediaTypeOf(request),
       route: () => checkAcceptable(request),
       body: () => readObject(exchange, type),
-      anyBody: () => readAny(exchange),
+      patch: () => readPatch(exchange),
+      deletion: () => readDeletion(exchange),
       patched: (object, shown) => readPatched(exchange, type, object, shown),
     });
   }

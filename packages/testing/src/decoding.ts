@@ -86,25 +86,33 @@ export function parseBody(type: Pick<BodyType, 'kind' | 'apiVersion'>, body: str
   if (apiVersion.split('/').length > 2) throw unrecognized(type, body, `unexpected GroupVersion string: ${apiVersion}`);
   const version = versionOf({ apiVersion });
   const refuse = (why: string): StatusError => badRequest(`${kind} in version "${version}" cannot be handled as a ${type.kind}: ${why}`);
-  if (!isRegistered(apiVersion, kind)) {
-    const scheme = 'in scheme "k8s.io/kubernetes/pkg/api/legacyscheme/scheme.go:30"';
-    throw refuse(`no kind "${kind}" is registered for version "${apiVersion}" ${scheme}`);
-  }
-  if (kind !== type.kind || groupOf({ apiVersion }) !== groupOf(type)) {
-    // Go's names of both types: the package of the first is its version, that of the second its group.
-    const [internal = ''] = (groupOf(type) || 'core').split('.');
-    throw refuse(`converting (${version}.${kind}) to (${internal}.${type.kind}): unknown conversion`);
-  }
+  const wrong = describeWrongType(type, { kind, apiVersion });
+  if (wrong !== undefined) throw refuse(wrong);
   if (apiVersion !== type.apiVersion) {
     throw badRequest(`the API version in the data (${apiVersion}) does not match the expected API version (${type.apiVersion})`);
   }
   return parsed;
 }
 
+/** Go's words where an object says that it is of another kind, or of a version that there is not. */
+export function describeWrongType(type: Pick<BodyType, 'kind' | 'apiVersion'>, { kind, apiVersion }: JsonRecord): string | undefined {
+  const [ownKind, ownVersion] = [isText(kind) ? kind : type.kind, isText(apiVersion) ? apiVersion : type.apiVersion];
+  if (!isRegistered(ownVersion, ownKind)) {
+    const scheme = 'in scheme "k8s.io/kubernetes/pkg/api/legacyscheme/scheme.go:30"';
+    return `no kind "${ownKind}" is registered for version "${ownVersion}" ${scheme}`;
+  }
+  if (ownKind === type.kind && groupOf({ apiVersion: ownVersion }) === groupOf(type)) return undefined;
+  // Go's names of both types: the package of the first is its version, that of the second its group.
+  const [internal = ''] = (groupOf(type) || 'core').split('.');
+  return `converting (${versionOf({ apiVersion: ownVersion })}.${ownKind}) to (${internal}.${type.kind}): unknown conversion`;
+}
+
 /** Decodes a body that was parsed, its fields in the type's order. Throws a 400 {@link StatusError}. */
-export function decodeBody(type: BodyType, parsed: ParsedBody): DecodedBody {
-  const { object, faults, duplicates = [], numbers = new Map() } = parsed;
-  const refuse = (message: string): StatusError => refuseBody(type, message);
+export function decodeBody(
+  type: BodyType,
+  { object, faults, duplicates = [], numbers = new Map() }: ParsedBody,
+  refuse: (message: string) => Error = (message) => refuseBody(type, message),
+): DecodedBody {
   const reading: Reading = { faults: [...faults], duplicates: new Set(duplicates), numbers, refuse, keepsOrder: false };
   return { object: decodeStruct(object, type.shape, { path: '', indexed: '' }, reading), faults: reading.faults };
 }
@@ -376,7 +384,8 @@ function goName(shape: Shape): string {
   return 'list' in shape ? (shape.name ?? `[]${goName(shape.list)}`) : `map[string]${goName(shape.map)}`;
 }
 
-function goType(value: unknown): string {
+/** How Go calls the type of a JSON value. */
+export function goType(value: unknown): string {
   if (Array.isArray(value)) return 'array';
   return typeof value === 'boolean' ? 'bool' : typeof value;
 }

@@ -37,9 +37,17 @@ export const completions: Readonly<Record<string, (object: NewObject, cluster: C
     return { ...object, spec: { ...fixed, ...spec, ...(ports === undefined ? {} : { ports }) }, status: { loadBalancer: {} } };
   },
   Deployment: (object) => {
-    const strategy = { type: 'RollingUpdate', rollingUpdate: { maxUnavailable: '25%', maxSurge: '25%' } };
-    const fixed = { replicas: 1, strategy, revisionHistoryLimit: 10, progressDeadlineSeconds: 600 };
-    return withGeneration({ ...object, spec: { ...fixed, ...readRecord(object['spec']) }, status: {} });
+    const { template, strategy, ...spec } = readRecord(object['spec']);
+    const rolling = { rollingUpdate: { maxUnavailable: '25%', maxSurge: '25%' } };
+    const { type = 'RollingUpdate', ...how } = readRecord(strategy);
+    const whole = {
+      replicas: 1,
+      ...spec,
+      template: completeTemplate(readRecord(template)),
+      strategy: { type, ...(type === 'RollingUpdate' ? rolling : {}), ...how },
+    };
+    const fixed = { revisionHistoryLimit: 10, progressDeadlineSeconds: 600 };
+    return withGeneration({ ...object, spec: { ...fixed, ...whole }, status: {} });
   },
   FlowSchema: (object) => withGeneration({ ...object, spec: { matchingPrecedence: 1000, ...readRecord(object['spec']) }, status: {} }),
   PriorityLevelConfiguration: (object) => {
@@ -110,6 +118,31 @@ function completeSecret(object: NewObject): NewObject {
   return { ...rest, ...(Object.keys(whole).length === 0 ? {} : { data: whole }), type };
 }
 
+const podDefaults = {
+  restartPolicy: 'Always',
+  terminationGracePeriodSeconds: 30,
+  dnsPolicy: 'ClusterFirst',
+  securityContext: {},
+  schedulerName: 'default-scheduler',
+};
+
+// Of a template only what does not depend on where it becomes a pod.
+function completeTemplate({ metadata, spec }: JsonRecord): JsonRecord {
+  const { containers, initContainers, volumes, serviceAccountName, ...rest } = readRecord(spec);
+  const complete = (list: unknown): readonly JsonRecord[] => readList(list).map((one) => completeContainer(one, undefined));
+  return {
+    metadata: readRecord(metadata),
+    spec: {
+      ...podDefaults,
+      ...rest,
+      ...(volumes === undefined ? {} : { volumes: readList(volumes).map(completeVolume) }),
+      ...(initContainers === undefined ? {} : { initContainers: complete(initContainers) }),
+      containers: complete(containers),
+      ...(serviceAccountName === undefined ? {} : { serviceAccountName, serviceAccount: serviceAccountName }),
+    },
+  };
+}
+
 function completePod(object: NewObject, { objects }: Cluster): NewObject {
   const { name, namespace = 'default' } = object.metadata;
   const spec = readRecord(object['spec']);
@@ -142,11 +175,7 @@ function completePod(object: NewObject, { objects }: Cluster): NewObject {
         ? {}
         : { initContainers: readList(initContainers).map((one) => completeContainer(one, automount === true ? access : undefined)) }),
       containers,
-      restartPolicy: 'Always',
-      terminationGracePeriodSeconds: 30,
-      dnsPolicy: 'ClusterFirst',
-      securityContext: {},
-      schedulerName: 'default-scheduler',
+      ...podDefaults,
       priority: 0,
       enableServiceLinks: true,
       preemptionPolicy: 'PreemptLowerPriority',

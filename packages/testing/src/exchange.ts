@@ -2,9 +2,12 @@
 import type { IncomingMessage } from 'node:http';
 import { parse as parseYaml } from 'yaml';
 import type { Wanted } from './answer.ts';
-import { decodeBody, decodeObject, formatFaults, parseBody, refuseBody } from './decoding.ts';
+import { decodeBody, decodeObject, describeWrongType, formatFaults, goType, parseBody, refuseBody } from './decoding.ts';
 import type { BodyType, DecodedBody, ParsedBody } from './decoding.ts';
+import { readRecord, readText } from './json.ts';
 import type { JsonRecord } from './json.ts';
+import { JsonSyntaxError, parseJson } from './json-syntax.ts';
+import type { ParsedJson } from './json-syntax.ts';
 import { decodeProtobuf, protobufType } from './protobuf.ts';
 import type { UserInfo } from './rbac.ts';
 import { badRequest, invalid, StatusError } from './status.ts';
@@ -44,6 +47,8 @@ export function readPatched(
   const validation = readValidation(exchange);
   const refuse = (why: string): StatusError =>
     invalid('', '', '', [{ field: 'patch', message: `Invalid value: ${JSON.stringify(shown)}: ${why}` }]);
+  const wrong = describeWrongType(type, patched);
+  if (wrong !== undefined) throw refuse(wrong);
   const { object, faults } = decodeObject(type, { object: patched, faults: [] }, (message) => refuse(message));
   if (validation === 'Strict' && faults.length > 0) throw refuse(formatFaults(faults));
   if (validation === 'Warn') exchange.warnings.push(...faults);
@@ -66,7 +71,100 @@ function validate(
   return decoded;
 }
 
-/** Reads a body that may be anything, or missing: a patch, or the options of a deletion. Throws a {@link StatusError}. */
+/** Reads a patch. Throws a {@link StatusError}. */
+export function readPatch(exchange: Exchange): unknown {
+  const mediaType = mediaTypeOf(exchange.request);
+  readValidation(exchange);
+  const body = whole(exchange).toString();
+  if (mediaType === 'application/apply-patch+yaml') return readApplied(body);
+  const at = mediaType === 'application/strategic-merge-patch+json' ? '' : 'error decoding patch: ';
+  const isList = mediaType === 'application/json-patch+json';
+  const value = parse(body, at);
+  if (value === null && mediaType === 'application/merge-patch+json') throw badRequest('Invalid JSON Patch');
+  if (Array.isArray(value) === isList && typeof value === 'object') return value ?? {};
+  const target = isList ? '[]handlers.jsonPatchOp' : 'map[string]interface {}';
+  throw badRequest(`${at}json: cannot unmarshal ${goType(value)} into Go value of type ${target}`);
+}
+
+function readApplied(body: string): JsonRecord {
+  let value: unknown;
+  try {
+    value = parseYaml(body);
+  } catch (error) {
+    const [reason] = (error instanceof Error ? error.message : String(error)).split('\n');
+    throw badRequest(`error decoding YAML: error converting YAML to JSON: yaml: ${reason}`);
+  }
+  const applied = readRecord(value);
+  if (readText(applied['kind']) === '' || readText(applied['apiVersion']) === '') {
+    throw badRequest(`invalid object type: /${readText(applied['apiVersion'])}, Kind=${readText(applied['kind'])}`);
+  }
+  return applied;
+}
+
+const deletionType: BodyType = {
+  kind: 'DeleteOptions',
+  apiVersion: 'v1',
+  shape: {
+    struct: 'DeleteOptions',
+    fields: {
+      kind: 'string',
+      apiVersion: 'string',
+      gracePeriodSeconds: 'int64',
+      preconditions: { struct: 'Preconditions', fields: { uid: 'string', resourceVersion: 'string' } },
+      orphanDependents: 'bool',
+      propagationPolicy: 'string',
+      dryRun: { list: 'string' },
+      ignoreStoreReadErrorWithClusterBreakingPotential: 'bool',
+    },
+  },
+};
+
+/** Reads the options of a deletion: the body's, and without one the query's. Throws a {@link StatusError}. */
+export function readDeletion(exchange: Exchange): JsonRecord {
+  const { query } = exchange.target;
+  const bytes = whole(exchange);
+  if (bytes.length === 0) {
+    const seconds = query.get('gracePeriodSeconds') ?? '';
+    if (!/^([+-]?\d+)?$/.test(seconds)) throw badRequest(`strconv.ParseInt: parsing ${JSON.stringify(seconds)}: invalid syntax`);
+    const policy = query.get('propagationPolicy') ?? '';
+    return checkDeletion({
+      ...(seconds === '' ? {} : { gracePeriodSeconds: Number(seconds) }),
+      ...(policy === '' ? {} : { propagationPolicy: policy }),
+    });
+  }
+  if (mediaTypeOf(exchange.request) === protobufType) return decodeProtobuf(bytes, 'DeleteOptions');
+  const { value, numbers, duplicates } = parseJsonBody(bytes.toString(), "couldn't get version/kind; json parse error: ");
+  const sent = readRecord(value);
+  const [kind, apiVersion] = [readText(sent['kind']) || 'DeleteOptions', readText(sent['apiVersion']) || 'v1'];
+  if (kind !== 'DeleteOptions') {
+    const scheme = 'in scheme "k8s.io/kubernetes/pkg/api/legacyscheme/scheme.go:30"';
+    throw badRequest(`no kind "${kind}" is registered for version "${apiVersion}" ${scheme}`);
+  }
+  const parsed = { object: sent, faults: [], duplicates, numbers };
+  return checkDeletion(decodeBody(deletionType, parsed, (message) => badRequest(message)).object);
+}
+
+function checkDeletion(options: JsonRecord): JsonRecord {
+  const policy = options['propagationPolicy'];
+  if (policy === undefined || ['Background', 'Foreground', 'Orphan'].includes(readText(policy))) return options;
+  const supported = 'supported values: "Foreground", "Background", "Orphan", "nil"';
+  const message = `Unsupported value: ${JSON.stringify(policy)}: ${supported}`;
+  throw invalid('DeleteOptions', 'meta.k8s.io', '', [{ field: 'propagationPolicy', message }]);
+}
+
+function parse(body: string, at: string): unknown {
+  return parseJsonBody(body, at).value;
+}
+
+function parseJsonBody(body: string, at: string): ParsedJson {
+  try {
+    return parseJson(body);
+  } catch (error) {
+    throw error instanceof JsonSyntaxError ? badRequest(`${at}${error.message}`) : error;
+  }
+}
+
+/** Reads a body that may be anything, or missing. Throws a {@link StatusError}. */
 export function readAny(exchange: Exchange): unknown {
   const mediaType = mediaTypeOf(exchange.request);
   const bytes = whole(exchange);
@@ -145,6 +243,6 @@ function checkPatchOptions(request: IncomingMessage, { query }: Target): readonl
   if (request.method !== 'PATCH') return [];
   const isApply = mediaTypeOf(request) === 'application/apply-patch+yaml';
   if (!isApply && query.has('force')) return [{ field: 'force', message: 'Forbidden: may not be specified for non-apply patch' }];
-  if (!isApply || query.has('fieldManager')) return [];
+  if (!isApply || (query.get('fieldManager') ?? '') !== '') return [];
   return [{ field: 'fieldManager', message: 'Required value: is required for apply patch' }];
 }

@@ -160,7 +160,7 @@ describe('objects over the API', () => {
     const unknown = 'strict decoding error: unknown field \\"colour\\"';
     const merged = await patch('merge-patch');
     assert.equal(merged.status, 422);
-    assert.match(String(read(merged)['message']), /^ "" is invalid: patch: Invalid value: "\{\\"kind\\":/);
+    assert.match(String(read(merged)['message']), /^ "" is invalid: patch: Invalid value: "\{\\"apiVersion\\":/);
     assert.ok(merged.text.includes(unknown));
     const strategic = await patch('strategic-merge-patch');
     assert.ok(

@@ -1,5 +1,7 @@
 // The only place that keeps the cluster's objects: what they are called, their uids and resource versions.
 import { randomUUID } from 'node:crypto';
+import { isRecord, readText } from './json.ts';
+import type { JsonRecord } from './json.ts';
 import { kindOf, resourceKinds } from './resources.ts';
 import { notFound, StatusError } from './status.ts';
 
@@ -151,13 +153,19 @@ export function createObjects(now: () => number, createUid: () => string = rando
   ): ClusterObject {
     version += 1;
     const { name, namespace: _, ...rest } = object.metadata;
+    const { generateName, generation, labels, annotations, ...others } = rest;
+    // In the order of Go's type.
     const metadata: ObjectMetadata = {
       name,
+      ...(generateName === undefined ? {} : { generateName }),
       ...(namespace === undefined ? {} : { namespace }),
-      ...rest,
       uid,
       resourceVersion: String(version),
+      ...(typeof generation === 'number' ? { generation } : {}),
       creationTimestamp,
+      ...(isRecord(labels) ? { labels: readLabels(labels) } : {}),
+      ...(isRecord(annotations) ? { annotations: readLabels(annotations) } : {}),
+      ...withoutOwn(others),
     };
     const whole: ClusterObject = { ...object, metadata };
     ofKind(object.kind).set(keyOf(object.kind, name, namespace), whole);
@@ -166,4 +174,13 @@ export function createObjects(now: () => number, createUid: () => string = rando
   }
 
   return objects;
+}
+
+function withoutOwn(metadata: JsonRecord): JsonRecord {
+  const { uid: _, resourceVersion: __, creationTimestamp: ___, ...others } = metadata;
+  return others;
+}
+
+function readLabels(map: JsonRecord): Readonly<Record<string, string>> {
+  return Object.fromEntries(Object.entries(map).map(([key, value]) => [key, readText(value)]));
 }

@@ -1,9 +1,9 @@
 // The only place that knows how a patch changes an object: merge patches (RFC 7386), JSON patches (RFC 6902) and Kubernetes' strategic
 // ones, which merge some lists by a key of their entries.
 import { isDeepStrictEqual } from 'node:util';
-import { isRecord, readText } from './json.ts';
+import { isRecord, readList, readText } from './json.ts';
 import type { JsonRecord } from './json.ts';
-import { badRequest, StatusError } from './status.ts';
+import { StatusError } from './status.ts';
 
 // k8s.io/api: the lists that a strategic patch merges, by their patchMergeKey. Others are replaced.
 const mergeKeys: Readonly<Record<string, readonly string[]>> = {
@@ -32,13 +32,15 @@ export function isPatchType(mediaType: string): boolean {
 
 /** How Go shows what a refused patch of this media type is about: the object that it made, or the patch. */
 export function showPatch(patched: JsonRecord, patch: unknown, mediaType: string): string {
-  return mediaType === 'application/strategic-merge-patch+json' ? formatLikeGo(patch) : JSON.stringify(patched);
+  return mediaType === 'application/strategic-merge-patch+json'
+    ? formatLikeGo(patch)
+    : JSON.stringify(Object.fromEntries(Object.entries(patched).toSorted(([one], [other]) => (one < other ? -1 : 1))));
 }
 
 /** Applies a patch of this media type and returns the new object. Throws a {@link StatusError}. */
 export function applyPatch(object: JsonRecord, patch: unknown, mediaType: string): JsonRecord {
   if (mediaType === 'application/json-patch+json') return applyOperations(object, patch);
-  if (!isRecord(patch)) throw badRequest('error decoding patch: an object is expected');
+  if (!isRecord(patch)) return object;
   if (mediaType === 'application/merge-patch+json') return merge(object, patch);
   return mergeStrategically(object, patch);
 }
@@ -113,15 +115,14 @@ function keyOf(name: string, entries: readonly unknown[]): string | undefined {
 }
 
 function applyOperations(object: JsonRecord, patch: unknown): JsonRecord {
-  if (!Array.isArray(patch)) throw badRequest('error decoding patch: a list of operations is expected');
   const root: unknown = structuredClone({ '': object });
-  for (const operation of patch) {
-    if (!isRecord(operation)) throw badRequest('error decoding patch: an operation is an object');
+  for (const operation of readList(patch)) {
     const { op, value } = operation;
+    if (!operations.has(readText(op))) throw unprocessable();
     const at = locate(root, readText(operation['path']));
     const from = typeof operation['from'] === 'string' ? locate(root, operation['from']) : undefined;
     if (op === 'test' && !isDeepStrictEqual(at.read(), value)) {
-      throw new StatusError(422, 'Invalid', 'the server rejected our request due to an error in our request', {});
+      throw unprocessable();
     }
     const moved = from?.read();
     if (op === 'move') from?.remove();
@@ -130,6 +131,12 @@ function applyOperations(object: JsonRecord, patch: unknown): JsonRecord {
     if (op === 'move' || op === 'copy') at.add(moved);
   }
   return isRecord(root) && isRecord(root['']) ? root[''] : {};
+}
+
+const operations = new Set(['add', 'copy', 'move', 'remove', 'replace', 'test']);
+
+function unprocessable(): StatusError {
+  return new StatusError(422, 'Invalid', 'the server rejected our request due to an error in our request', {});
 }
 
 interface Location {
@@ -147,7 +154,7 @@ function locate(root: unknown, pointer: string): Location {
     const index = last === '-' ? parent.length : Number(last);
     return { read: () => parent[index], add: (value) => void parent.splice(index, 0, value), remove: () => void parent.splice(index, 1) };
   }
-  if (!isRecord(parent)) throw new StatusError(422, 'Invalid', 'the server rejected our request due to an error in our request', {});
+  if (!isRecord(parent)) throw unprocessable();
   return {
     read: () => parent[last],
     add: (value) => void Object.assign(parent, { [last]: value }),

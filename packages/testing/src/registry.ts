@@ -1,7 +1,7 @@
 // The only place that answers what is asked of the kept objects: create, get, list, watch, update, patch and delete.
 import { randomUUID } from 'node:crypto';
 import { isDeepStrictEqual } from 'node:util';
-import { admit, checkUpdate, checkValues } from './admission.ts';
+import { admit, checkValues, completeAgain } from './admission.ts';
 import type { Answer } from './answer.ts';
 import type { Cluster } from './cluster.ts';
 import { isRecord, readRecord, readText } from './json.ts';
@@ -13,7 +13,7 @@ import { applyPatch, isPatchType, showPatch } from './patch.ts';
 import { restrictNode } from './nodes.ts';
 import type { Change } from './nodes.ts';
 import type { UserInfo } from './rbac.ts';
-import { verbsOf } from './resources.ts';
+import { formatGroupVersion, verbsOf } from './resources.ts';
 import type { ResourceKind } from './resources.ts';
 import { badRequest, conflict, methodNotAllowed, noSuchResource, unknownPatchType } from './status.ts';
 
@@ -45,8 +45,10 @@ export interface ObjectRequest {
   readonly route: () => void;
   /** Reads the body; throws a {@link StatusError} where it is of another kind. */
   readonly body: () => JsonRecord;
-  /** Reads the body of a patch or of DeleteOptions, which may be missing. */
-  readonly anyBody: () => unknown;
+  /** Reads the body of a patch; throws a {@link StatusError} where it is none. */
+  readonly patch: () => unknown;
+  /** Reads the options of a deletion, which may be missing; throws a {@link StatusError}. */
+  readonly deletion: () => JsonRecord;
   /** Reads what a patch made of an object; `shown` is how a refusal shows it. Throws a {@link StatusError}. */
   readonly patched: (object: JsonRecord, shown: string) => JsonRecord;
 }
@@ -71,7 +73,7 @@ export function createRegistry(cluster: Cluster, controllers?: Controllers): (as
     if (verb === 'list') return listing.list(asked);
     if (verb === 'watch') return listing.watch(asked);
     if (verb === 'create') return create(asked);
-    if (verb === 'update') return listing.present(asked, update(asked, asked.body()));
+    if (verb === 'update') return put(asked);
     if (verb === 'patch') return patch(asked);
     return verb === 'delete' ? remove(asked, find(asked)) : removeAll(asked);
   };
@@ -96,21 +98,24 @@ export function createRegistry(cluster: Cluster, controllers?: Controllers): (as
   }
 
   function update(asked: ObjectRequest, sent: JsonRecord): ClusterObject {
-    const { kind, name, subresource, query } = asked;
-    const before = find(asked);
-    const metadata = readRecord(sent['metadata']);
-    if (metadata['name'] !== undefined && metadata['name'] !== name) {
-      throw badRequest(`the name of the object (${readText(metadata['name'])}) does not match the name on the URL (${name})`);
+    const { kind, name, namespace, subresource, query } = asked;
+    const { name: own = '', namespace: sentNamespace, uid, resourceVersion = '' } = readRecord(sent['metadata']);
+    if (own === '') throw badRequest(`the name of the object (${name} based on URL) was undeterminable: name must be provided`);
+    if (own !== name) throw badRequest(`the name of the object (${readText(own)}) does not match the name on the URL (${name})`);
+    if (kind.namespaced && sentNamespace !== undefined && sentNamespace !== namespace) {
+      throw badRequest('the namespace of the provided object does not match the namespace sent on the request');
     }
-    const expected = metadata['resourceVersion'];
-    if (expected !== undefined && expected !== '' && expected !== before.metadata.resourceVersion) {
+    const before = find(asked);
+    const precondition = `Precondition failed: UID in precondition: ${readText(uid)}, UID in object meta: ${before.metadata.uid}`;
+    if (uid !== undefined && uid !== before.metadata.uid) throw conflict(kind.resource, name, precondition, kind.group);
+    if (resourceVersion !== '' && resourceVersion !== before.metadata.resourceVersion) {
       const message = 'the object has been modified; please apply your changes to the latest version and try again';
       throw conflict(kind.resource, name, message, kind.group);
     }
-    const after = subresource === 'status' ? { ...before, status: sent['status'] } : merge(before, sent);
+    const after =
+      subresource === 'status' ? { ...before, status: sent['status'] } : merge(before, completeAgain(cluster, asNew(kind, sent)));
     restrict(asked, 'UPDATE', after, before);
-    checkValues(kind.kind, kind.group, after);
-    checkUpdate(before, after);
+    checkValues(kind.kind, kind.group, after, before);
     if (isDeepStrictEqual(strip(after), strip(before)) || isDryRun(query))
       return { ...before, ...after, metadata: { ...before.metadata, ...after.metadata } };
     const updated = objects.replace(after);
@@ -118,9 +123,21 @@ export function createRegistry(cluster: Cluster, controllers?: Controllers): (as
     return updated;
   }
 
+  // Roles and bindings alone are created by a PUT.
+  function put(asked: ObjectRequest): Answer {
+    const { kind, name, namespace } = asked;
+    const sent = asked.body();
+    const isMissing = objects.find(kind.kind, name, kind.namespaced ? namespace : undefined) === undefined;
+    const { name: own, resourceVersion = '' } = readRecord(sent['metadata']);
+    if (isMissing && kind.group === 'rbac.authorization.k8s.io' && own === name && resourceVersion === '') {
+      return create({ ...asked, name: '', body: () => sent });
+    }
+    return listing.present(asked, update(asked, sent));
+  }
+
   function patch(asked: ObjectRequest): Answer {
     const { kind, name, namespace, mediaType } = asked;
-    const sent = asked.anyBody();
+    const sent = asked.patch();
     const isApply = mediaType === 'application/apply-patch+yaml';
     if (isApply && isRecord(sent) && objects.find(kind.kind, name, kind.namespaced ? namespace : undefined) === undefined) {
       return create({ ...asked, name: '', body: () => asked.patched(sent, JSON.stringify(sent)) });
@@ -134,16 +151,22 @@ export function createRegistry(cluster: Cluster, controllers?: Controllers): (as
   function remove(asked: ObjectRequest, object: ClusterObject): Answer {
     const { kind, query } = asked;
     const { name, namespace, uid } = object.metadata;
-    const options = readRecord(asked.anyBody());
-    const expected = readRecord(options['preconditions'])['uid'];
-    if (expected !== undefined && expected !== uid) {
-      const message = `Precondition failed: UID in precondition: ${readText(expected)}, UID in object meta: ${uid}`;
-      throw conflict(kind.resource, name, message, kind.group);
-    }
+    const options = asked.deletion();
+    const expected = readRecord(options['preconditions']);
+    const differ = (field: string, said: unknown, kept: string, how: string): void => {
+      if (said === undefined || said === kept) return;
+      const message = `the ${field} in the precondition (${readText(said)}) does not match the ${field} in record (${kept}). The object might have been ${how}`;
+      throw conflict(kind.kind, name, message, kind.group);
+    };
+    differ('UID', expected['uid'], uid, 'deleted and then recreated');
+    differ('ResourceVersion', expected['resourceVersion'], object.metadata.resourceVersion, 'modified');
     restrict(asked, 'DELETE', object, object);
     const seconds = kind.kind === 'Pod' ? graceOf(object, query.get('gracePeriodSeconds') ?? options['gracePeriodSeconds']) : 0;
     const ending = terminate(object, seconds);
-    if (isDryRun(query)) return listing.present(asked, ending);
+    const isReturned = returnedWhenDeleted.has(kind.kind);
+    const details = { name, ...(kind.group === '' ? {} : { group: kind.group }), kind: kind.resource, uid };
+    const gone: Answer = { status: 200, body: { kind: 'Status', apiVersion: 'v1', metadata: {}, status: 'Success', details } };
+    if (isDryRun(query)) return isReturned ? listing.present(asked, ending) : gone;
     // A namespace goes when its content has gone, and a pod when it has ended.
     if (seconds > 0 || kind.kind === 'Namespace') {
       const terminating = object.metadata.deletionTimestamp === undefined ? objects.replace(ending) : object;
@@ -151,9 +174,7 @@ export function createRegistry(cluster: Cluster, controllers?: Controllers): (as
       return listing.present(asked, terminating);
     }
     for (const one of objects.remove(kind.kind, name, namespace)) controllers?.deleted(one);
-    if (returnedWhenDeleted.has(kind.kind)) return listing.present(asked, kind.kind === 'Pod' ? ending : object);
-    const details = { name, ...(kind.group === '' ? {} : { group: kind.group }), kind: kind.resource, uid };
-    return { status: 200, body: { kind: 'Status', apiVersion: 'v1', metadata: {}, status: 'Success', details } };
+    return isReturned ? listing.present(asked, kind.kind === 'Pod' ? ending : object) : gone;
   }
 
   function removeAll(asked: ObjectRequest): Answer {
@@ -181,6 +202,11 @@ export function createRegistry(cluster: Cluster, controllers?: Controllers): (as
       ...(object.kind === 'Namespace' ? { status: { phase: 'Terminating' } } : {}),
     };
   }
+}
+
+function asNew(kind: ResourceKind, { metadata, ...sent }: JsonRecord): NewObject {
+  const { name, ...rest } = readRecord(metadata);
+  return { ...sent, kind: kind.kind, apiVersion: formatGroupVersion(kind.group), metadata: { ...rest, name: readText(name) } };
 }
 
 // What a client sends of these counts for nothing: the cluster knows better.

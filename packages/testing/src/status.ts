@@ -108,7 +108,7 @@ export function unknownPatchType(): StatusError {
 
 /** 422; a kind that is empty is left out of the details, as in the answers to access reviews. */
 export function invalid(kind: string, group: string, name: string, errors: readonly FieldError[]): StatusError {
-  const lines = errors.map(({ field, message }) => `${field}: ${message}`);
+  const lines = [...new Set(errors.map(({ field, message }) => `${field}: ${message}`))];
   const listed = lines.length === 1 ? lines[0] : `[${lines.join(', ')}]`;
   return new StatusError(422, 'Invalid', `${kind}${group === '' ? '' : `.${group}`} "${name}" is invalid: ${listed}`, {
     ...(name === '' ? {} : { name }),

@@ -1,4 +1,5 @@
 // The only place that knows which values a real API server refuses in an object, and in which words (k8s.io/apimachinery, validation).
+import { isDeepStrictEqual } from 'node:util';
 import { isRecord, readList, readRecord, readText, readTexts } from './json.ts';
 import type { JsonRecord } from './json.ts';
 import type { FieldError } from './status.ts';
@@ -22,6 +23,28 @@ const qualified = /^([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]$/;
 export function validateObject(kind: string, group: string, object: JsonRecord): readonly FieldError[] {
   const metadata = readRecord(object['metadata']);
   return [...validateMetadata(kind, group, metadata), ...(validators[kind]?.(object) ?? [])];
+}
+
+/** Finds what cannot be changed of an object, and is. */
+export function validateChange(kind: string, before: JsonRecord, after: JsonRecord): readonly FieldError[] {
+  const isSame = (field: string): boolean => isDeepStrictEqual(before[field] ?? {}, after[field] ?? {});
+  if (kind === 'ClusterRoleBinding' || kind === 'RoleBinding') {
+    const { apiGroup = '', kind: role = '', name = '' } = readRecord(after['roleRef']);
+    // The names of Go's fields.
+    return isSame('roleRef') ? [] : invalidValue('roleRef', { APIGroup: apiGroup, Kind: role, Name: name }, ['cannot change roleRef']);
+  }
+  if (kind !== 'ConfigMap' && kind !== 'Secret') return [];
+  const message = 'Forbidden: field is immutable when `immutable` is set';
+  const fixed =
+    before['immutable'] !== true
+      ? []
+      : after['immutable'] === true
+        ? ['data', 'binaryData'].filter((field) => !isSame(field))
+        : ['immutable'];
+  return [
+    ...(kind === 'Secret' && !isSame('type') ? invalidValue('type', after['type'], ['field is immutable']) : []),
+    ...fixed.map((field) => ({ field, message })),
+  ];
 }
 
 /** What is wrong with the key of a label or an annotation. */
@@ -126,6 +149,7 @@ const validators: Readonly<Record<string, (object: JsonRecord) => readonly Field
   Secret: validateSecret,
   Pod: (pod) => validatePodSpec(readRecord(pod['spec']), 'spec'),
   Deployment: validateDeployment,
+  Service: validateService,
 };
 
 function validateRule(rule: JsonRecord, at: string, isNamespaced: boolean): readonly FieldError[] {
@@ -220,11 +244,31 @@ function validateSecret({ data, type, metadata }: JsonRecord): readonly FieldErr
   ];
 }
 
+function validateService({ spec }: JsonRecord): readonly FieldError[] {
+  const { type, clusterIP, ports } = readRecord(spec);
+  const list = readList(ports);
+  const needsPorts = clusterIP !== 'None' && type !== 'ExternalName';
+  const range = ['must be between 1 and 65535, inclusive'];
+  const isPort = (value: unknown): boolean => typeof value !== 'number' || (value > 0 && value < 65_536);
+  return [
+    ...(list.length === 0 && needsPorts ? [required('spec.ports')] : []),
+    ...list.flatMap((port, index) => {
+      const at = `spec.ports[${index}]`;
+      const unnamed = list.length > 1 && readText(port['name']) === '' ? [required(`${at}.name`)] : [];
+      const wrong = ['port', 'targetPort'].filter((field) => !isPort(port[field]));
+      return unnamed.concat(wrong.flatMap((field) => invalidValue(`${at}.${field}`, port[field], range)));
+    }),
+    ...unsupported('spec.type', readText(type), ['ClusterIP', 'ExternalName', 'LoadBalancer', 'NodePort']),
+  ];
+}
+
 function validateDeployment({ spec }: JsonRecord): readonly FieldError[] {
   const { selector, template, replicas } = readRecord(spec);
   const { matchLabels, matchExpressions } = readRecord(selector);
   const wanted = Object.entries(readRecord(matchLabels));
-  const own = readRecord(readRecord(readRecord(template)['metadata'])['labels']);
+  const own = readRecord(readRecord(template)['metadata'])['labels'];
+  const isFitting = isRecord(selector) && wanted.every(([key, value]) => readRecord(own)[key] === value);
+  const podSpec = readRecord(readRecord(template)['spec']);
   const isEmpty = wanted.length === 0 && readList(matchExpressions).length === 0;
   const negative = ['must be greater than or equal to 0'];
   return [
@@ -234,10 +278,9 @@ function validateDeployment({ spec }: JsonRecord): readonly FieldError[] {
         ? invalidValue('spec.selector', selector, ['empty selector is invalid for deployment'])
         : []
       : [required('spec.selector')]),
-    ...(wanted.every(([key, value]) => own[key] === value)
-      ? []
-      : invalidValue('spec.template.metadata.labels', own, ['`selector` does not match template `labels`'])),
-    ...validatePodSpec(readRecord(readRecord(template)['spec']), 'spec.template.spec'),
+    ...(isFitting ? [] : invalidValue('spec.template.metadata.labels', own ?? null, ['`selector` does not match template `labels`'])),
+    ...validatePodSpec(podSpec, 'spec.template.spec'),
+    ...unsupported('spec.template.spec.restartPolicy', readText(podSpec['restartPolicy']) || 'Always', ['Always']),
   ];
 }
 
