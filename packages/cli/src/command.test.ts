@@ -63,6 +63,15 @@ describe('the command', () => {
     assert.deepEqual([code, error], [141, '']);
   });
 
+  it('repeats no token, wherever one was typed', async () => {
+    const token = await authority.token('api/api', { audience: 'shop' });
+    for (const args of [[token], ['doctor', `--${token}`], ['doctor', token], ['manifests', '--audience', token], ['help', token]]) {
+      const { code, out, error } = await run(args);
+      assert.deepEqual([code, out], [2, '']);
+      assert.match(error, /^k8s-sa-auth: .*(\[token\]|does not belong on a command line).*\n$/);
+    }
+  });
+
   it('lets nothing through that a terminal would obey', async () => {
     const word = await run(['manifests', '\u001B[2Jx\u202E']);
     assert.deepEqual(

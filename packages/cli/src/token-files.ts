@@ -1,7 +1,7 @@
 // Whether the tokens that this pod sends to others are there, alive, for one service each, and rotated.
 
 import { readdirSync, statSync } from 'node:fs';
-import { basename, dirname, join } from 'node:path/posix';
+import { basename, dirname, isAbsolute, join } from 'node:path/posix';
 
 import { inspectTokenFile, podPath, serviceAccountDirectory, type TokenFileReport } from '@k8s-sa-auth/core/diagnosis';
 
@@ -40,7 +40,8 @@ export async function* checkTokenFiles(named: readonly NamedFile[]): AsyncGenera
   const nowMs = Date.now();
   for (const one of meant) {
     const { status, message, isVolumeWrong } = judge(one, nowMs);
-    const mend = isVolumeWrong && { mend: { for: 'pod' as const, yaml: volumeFor(one, meant) } };
+    // A relative path does not say where a volume is mounted.
+    const mend = isVolumeWrong && isAbsolute(one.file) && { mend: { for: 'pod' as const, yaml: volumeFor(one, meant) } };
     yield { check: 'token-file', subject: one.file, status, message, ...mend };
   }
 }
