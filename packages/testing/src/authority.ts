@@ -125,7 +125,10 @@ export interface Authority extends AsyncDisposable {
    * Starts a process in a pod: with the pod's environment, and of this process's only PATH. It ends with the pod, and with the authority.
    */
   run(pod: Pod, command: string, args?: readonly string[], options?: RunOptions): ChildProcess;
-  /** Deletes an object at once, as `kubectl delete --force` does; of a namespaced kind the name is `namespace/name`. Rejects where there is none. */
+  /**
+   * Deletes an object at once, as `kubectl delete --force` does; of a namespaced kind the name is `namespace/name`. A Deployment gets
+   * another pod, which is the last of `pods`, and a namespace another `default` ServiceAccount. Rejects where there is none.
+   */
   delete(kind: 'namespace' | 'serviceaccount' | 'pod', name: string, options?: DeleteOptions): Promise<void>;
   /**
    * Lets a fault strike until it is disposed of, has struck `times` requests, or `recover()`. Of several the one that was set last
@@ -242,9 +245,12 @@ export async function createAuthority({ manifests, port = 0, ...others }: Author
         return;
       }
       const [namespace, inner] = parseName(name);
-      if (kind === 'serviceaccount') cluster.objects.remove('ServiceAccount', inner, namespace);
-      else if (gracePeriodSeconds > 0) terminatePod(namespace, inner, gracePeriodSeconds);
-      else removePod(namespace, inner);
+      if (kind === 'pod' && gracePeriodSeconds > 0) {
+        workloads.replace(terminatePod(namespace, inner, gracePeriodSeconds));
+        return;
+      }
+      const removed = cluster.objects.remove(kind === 'pod' ? 'Pod' : 'ServiceAccount', inner, namespace);
+      for (const object of removed) workloads.deleted(object);
     },
     fail(fault, options = {}) {
       checkFault(fault, options);
@@ -309,10 +315,10 @@ export async function createAuthority({ manifests, port = 0, ...others }: Author
     for (const { metadata } of cluster.objects.remove('Pod', name, namespace)) forgetPod(metadata.uid);
   }
 
-  function terminatePod(namespace: string, name: string, seconds: number): void {
+  function terminatePod(namespace: string, name: string, seconds: number): ClusterObject {
     const { metadata, ...pod } = cluster.objects.get('Pod', name, namespace);
     const deletionTimestamp = formatTime(now() + seconds * 1000);
-    cluster.objects.replace({ ...pod, metadata: { ...metadata, deletionTimestamp, deletionGracePeriodSeconds: seconds } });
+    return cluster.objects.replace({ ...pod, metadata: { ...metadata, deletionTimestamp, deletionGracePeriodSeconds: seconds } });
   }
 
   async function endPod({ metadata: { name, namespace = 'default', uid } }: ClusterObject, graceMs: number): Promise<void> {

@@ -123,6 +123,24 @@ describe('apply', () => {
     await assert.rejects(authority.apply(file), { message: new RegExp(`^${file}, document 3: kind CronJob of batch/v1 is not supported`) });
   });
 
+  it('replaces a deleted pod of a Deployment, and no other', async () => {
+    const started = await createAuthority({ manifests: [write('replaced-a.yaml', shop), write('replaced-b.yaml', quiet)] });
+    const [old, single] = started.pods;
+    const token = readFileSync(old?.tokenFile('token') ?? '', 'utf8');
+    await started.delete('pod', `shop/${old?.name}`);
+    const next = started.pods.at(-1);
+    assert.equal(next?.serviceAccount, 'shop/web');
+    assert.notEqual(next.uid, old?.uid);
+    assert.notEqual(readFileSync(next.tokenFile('token'), 'utf8'), token);
+    await started.delete('pod', `shop/${next.name}`, { gracePeriodSeconds: 30 });
+    assert.equal(started.pods.filter(({ serviceAccount }) => serviceAccount === 'shop/web').length, 2);
+    await started.delete('pod', `default/${single?.name}`);
+    assert.equal(started.pods.length, 2);
+    await started.delete('namespace', 'shop');
+    assert.deepEqual(started.pods, []);
+    await started.close();
+  });
+
   it('names the field that a kind does not have', async () => {
     const file = write('misspelt.yaml', quiet.replace('automountServiceAccountToken', 'automountServiceAccountTokens'));
     const unknown = 'strict decoding error: unknown field "automountServiceAccountTokens"';

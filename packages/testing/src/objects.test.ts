@@ -210,6 +210,17 @@ describe('objects over the API', () => {
     assert.equal((await admin('GET', `${core}/shop/secrets/old`)).status, 404);
   });
 
+  it('gives a namespace another default ServiceAccount when that is deleted', async () => {
+    const path = `${core}/shop/serviceaccounts/default`;
+    const uidOf = async (): Promise<unknown> => (read(await admin('GET', path)) as { metadata: { uid: string } }).metadata.uid;
+    const first = await uidOf();
+    await admin('DELETE', path);
+    const between = await uidOf();
+    assert.notEqual(between, first);
+    await authority.delete('serviceaccount', 'shop/default');
+    assert.notEqual(await uidOf(), between);
+  });
+
   it('lists page by page, and as a table', async () => {
     const page = read(await admin('GET', '/api/v1/namespaces?limit=2')) as { items: object[]; metadata: { continue: string } };
     assert.equal(page.items.length, 2);

@@ -1,7 +1,7 @@
 // The only place that plays the controllers: which pods a workload has, what a new namespace holds, and the tokens of Secrets.
 import { isDeepStrictEqual } from 'node:util';
 import { admit } from './admission.ts';
-import { ensureNamespace } from './cluster.ts';
+import { ensureNamespace, ensureServiceAccount } from './cluster.ts';
 import type { Cluster } from './cluster.ts';
 import { isRecord, readRecord, readText } from './json.ts';
 import { readSpec } from './kubelet.ts';
@@ -24,13 +24,15 @@ export interface PodRunner {
   forget(uid: string): void;
 }
 
-/** A cluster's controllers, as they follow changes over the API, and manifests. */
+/** A cluster's controllers, as they follow changes, over the API or by the library, and manifests. */
 export interface Workloads extends Controllers {
   /**
    * Applies manifests and returns the pods that were started. Namespaces come first and workloads last, as a cluster arrives at it in
    * the end; applied again, a workload that is as it was keeps its pod. Throws an `Error` that names the file and the document.
    */
   apply(manifests: readonly Manifest[]): readonly Pod[];
+  /** Starts another pod for one that goes, where a Deployment wants one, as its ReplicaSet does. */
+  replace(pod: ClusterObject): void;
 }
 
 interface Running {
@@ -75,22 +77,44 @@ export function createWorkloads(cluster: Cluster, runner: PodRunner, ca: () => s
     },
     terminating(object) {
       const { name, uid, deletionGracePeriodSeconds } = object.metadata;
-      if (object.kind === 'Pod') void runner.end(object, Number(deletionGracePeriodSeconds ?? 0) * 1000);
+      if (object.kind === 'Pod') {
+        void runner.end(object, Number(deletionGracePeriodSeconds ?? 0) * 1000);
+        workloads.replace(object);
+      }
       // Long enough for `kubectl delete -f` to delete by name what is in it; a real one takes longer.
       else setTimeout(() => empty(name, uid), emptyAfterMs).unref();
     },
-    deleted({ kind, metadata: { name, namespace = 'default', uid } }) {
-      if (kind === 'Pod') runner.forget(uid);
+    deleted(object) {
+      const { kind, metadata } = object;
+      const { name, namespace = 'default', uid } = metadata;
+      if (kind === 'Pod') {
+        runner.forget(uid);
+        workloads.replace(object);
+      }
       if (kind === 'Deployment') {
         const last = running.get(`${namespace}/Deployment/${name}`);
         if (last !== undefined && isRunning(last, namespace)) runner.stop(namespace, last.name);
       }
       if (kind !== 'ServiceAccount') return;
+      if (name === 'default' && isActive(namespace)) ensureServiceAccount(cluster, namespace, name);
       for (const secret of objects.list('Secret', namespace)) {
         if (secret['type'] === tokenSecret && accountOf(secret) === name) objects.remove('Secret', secret.metadata.name, namespace);
       }
     },
+    replace({ metadata: { namespace = 'default', uid } }) {
+      const [owner] = [...running].find(([, pod]) => pod.uid === uid) ?? [];
+      const [, kind, name = ''] = owner?.split('/') ?? [];
+      const deployment = kind === 'Deployment' ? objects.find('Deployment', name, namespace) : undefined;
+      if (owner === undefined || deployment === undefined || !isActive(namespace)) return;
+      running.delete(owner);
+      follow(deployment);
+    },
   };
+
+  function isActive(namespace: string): boolean {
+    const found = objects.find('Namespace', namespace);
+    return found !== undefined && found.metadata.deletionTimestamp === undefined;
+  }
 
   function empty(namespace: string, uid: string): void {
     if (objects.find('Namespace', namespace)?.metadata.uid !== uid) return;
