@@ -12,7 +12,7 @@ export interface Review {
   /** Where the API server is asked. */
   readonly url: string;
   /** The HTTP status of its last answer, once there is one. */
-  status?: number;
+  readonly status?: number;
   /** What came of it, when it is over. */
   readonly result?: Verdict;
   /** Where it rejected: a mistake in our own options. */
@@ -35,7 +35,11 @@ export function traceReview(
 ): Promise<Verdict> {
   const { host, pathname } = apiServer.url;
   const path = `/apis/${kind.group}/v1/${kind.resource}`;
-  const event: Review = { resource: kind.resource, method: 'POST', url: `https://${host}${pathname.replace(/\/$/, '')}${path}` };
+  const event: Review & { status?: number } = {
+    resource: kind.resource,
+    method: 'POST',
+    url: `https://${host}${pathname.replace(/\/$/, '')}${path}`,
+  };
   const ask: Ask = async (question) => {
     const answer = await apiServer.ask({ method: 'POST', path, ...question }, budgetMs);
     event.status = answer.status;
