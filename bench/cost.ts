@@ -1,20 +1,20 @@
 // Where the microseconds of a guarded request go, for docs/performance.md: hashing alone, in a hook, and before a client that sleeps; and
 // what a profiler finds in each framework. `pnpm bench:cost [hash] [hooks] [profile]`; a few
-// minutes for all of it, which it writes to bench/results/cost.txt.
+// minutes for all of it, each part of which it writes to bench/results/cost.json.
 
-import { hash, randomBytes } from 'node:crypto';
+import { createHash, hash, randomBytes } from 'node:crypto';
 import { writeFileSync } from 'node:fs';
-import { cpus } from 'node:os';
+import { loadavg } from 'node:os';
 
 import { type Child, startChild } from './child.ts';
 import { appOf, openStage, publishKeys } from './comparisons.ts';
 import { median } from './figures.ts';
 import type { Hook } from './hooks.ts';
 import type { Even } from './load.ts';
-import { costsFile } from './report.ts';
+import { type Cost, costsFile, readCosts } from './report.ts';
 import type { App, Asked, Usage } from './server.ts';
 
-const said: string[] = [];
+let said: string[] = [];
 function say(text: string): void {
   said.push(text);
   console.log(text);
@@ -31,12 +31,21 @@ async function measureHash(): Promise<void> {
   };
   const anew = (): string => bytes.toString('latin1');
   const other = anew();
+  const known = new Map([[other, true]]);
   const tries: Readonly<Record<string, (fresh: string) => unknown>> = {
     'making the string that a request brings': anew,
     'hashing the same string again and again': () => sha256(other),
     'hashing its bytes': () => sha256(bytes),
     'hashing a string that is new each time': sha256,
     'the same, behind a prefix': (fresh) => sha256(prefix + fresh),
+    'the same, to hex': (fresh) => hash('sha256', prefix + fresh, 'hex'),
+    'the same, by createHash': (fresh) =>
+      createHash('sha256')
+        .update(prefix + fresh)
+        .digest('base64'),
+    'the same, with SHA-1': (fresh) => hash('sha1', prefix + fresh, 'base64'),
+    'the same, with BLAKE2s': (fresh) => hash('blake2s256', prefix + fresh, 'base64'),
+    'looking a new string up in a Map': (fresh) => known.get(fresh),
     'emptying 256 KiB of the processor’s caches': evict,
     'emptying them, and hashing behind a prefix': (fresh) => {
       evict();
@@ -44,14 +53,15 @@ async function measureHash(): Promise<void> {
     },
     'comparing a new string with an equal one': (fresh) => fresh === other,
   };
-  say(`\nA token of ${token.length} characters, in a loop, µs (median of 60 × 2 000):`);
+  say(`A token of ${token.length} characters, in a loop, µs of CPU (median of 60 × 2 000):`);
   for (const [name, work] of Object.entries(tries)) {
     const micros: number[] = [];
     for (let round = 0; round < 60; round++) {
       const inputs = Array.from({ length: 2_000 }, anew);
-      const startedMs = performance.now();
+      const before = process.cpuUsage();
       for (const input of inputs) work(input);
-      micros.push((performance.now() - startedMs) / 2);
+      const { user, system } = process.cpuUsage(before);
+      micros.push((user + system) / inputs.length);
     }
     say(`  ${median(micros).toFixed(2).padStart(6)}  ${name}`);
   }
@@ -118,7 +128,7 @@ async function measureProfiles(): Promise<void> {
     const names = [...new Set([...bare.keys(), ...guarded.keys()])].filter((name) => !name.startsWith('(idle)'));
     const rows = names.map((name) => ({ name, without: bare.get(name) ?? 0, withIt: guarded.get(name) ?? 0 }));
     const all = (which: 'without' | 'withIt'): string => rows.reduce((sum, row) => sum + row[which], 0).toFixed(1);
-    say(`\n${framework}, µs a request by a profile: ${all('without')} without the guard, ${all('withIt')} with it. What differs most:`);
+    say(`${framework}, µs a request by a profile: ${all('without')} without the guard, ${all('withIt')} with it. What differs most:`);
     for (const { name, without, withIt } of rows.toSorted((a, b) => b.withIt - b.without - a.withIt + a.without).slice(0, 16))
       say(`  ${(withIt - without).toFixed(2).padStart(6)}  (${without.toFixed(2)} → ${withIt.toFixed(2)})  ${name}`);
   }
@@ -127,7 +137,12 @@ async function measureProfiles(): Promise<void> {
 
 const parts = { hash: measureHash, hooks: measureHooks, profile: measureProfiles };
 const named = process.argv.slice(2);
-const startedAt = new Date().toISOString().slice(0, 10);
-for (const [name, measure] of Object.entries(parts)) if (named.length === 0 || named.includes(name)) await measure();
-if (named.length === 0)
-  writeFileSync(costsFile, `${[`${startedAt}, ${cpus()[0]?.model.trim()}, Node ${process.versions.node}`, ...said].join('\n')}\n`);
+const costs: Record<string, Cost> = readCosts();
+for (const [name, measure] of Object.entries(parts)) {
+  if (named.length > 0 && !named.includes(name)) continue;
+  said = [];
+  const circumstances = `${new Date().toISOString().slice(0, 10)}, Node ${process.versions.node}, load ${loadavg()[0]?.toFixed(1)} at the start`;
+  await measure();
+  costs[name] = { circumstances, lines: said };
+}
+writeFileSync(costsFile, `${JSON.stringify(costs, undefined, 2)}\n`);

@@ -1,5 +1,5 @@
 // The load: how requests are sent to an app, as many as it takes with a few connections, or at a pace; and what came back.
-// Of undici it takes the lowest layer, `Client.dispatch`: at 19 µs a request it costs hardly more than writing bytes to a socket (16 µs).
+// Of undici it takes the lowest layer, `Client.dispatch`, which costs little more than writing ready bytes to a socket.
 
 import { Client, type Dispatcher } from 'undici';
 

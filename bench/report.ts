@@ -26,8 +26,13 @@ export interface Results {
 const root = join(import.meta.dirname, '..');
 export const resultsFile: string = join(root, 'bench', 'results', 'latest.json');
 
-/** What `pnpm bench:cost` said when it was last run as a whole. */
-export const costsFile: string = join(root, 'bench', 'results', 'cost.txt');
+/** What a part of `pnpm bench:cost` said when it was last run. */
+export interface Cost {
+  readonly circumstances: string;
+  readonly lines: readonly string[];
+}
+
+export const costsFile: string = join(root, 'bench', 'results', 'cost.json');
 
 const decimals = (value: number): number => (value >= 100 || Number.isInteger(value) ? 0 : value >= 10 ? 1 : 2);
 const formatNumber = (value: number): string => value.toLocaleString('en', { maximumFractionDigits: decimals(value) }).replaceAll(',', ' ');
@@ -228,7 +233,7 @@ export function requestChart(results: Results): string {
   });
   return drawBars(
     'Requests per second, of those without a guard',
-    'One core for the server, one for its clients. A token that was seen before.',
+    'The server and its clients in processes of their own; a token that was seen before.',
     [
       group('Fastify', 'hot.fastify', { '@fastify/jwt, with its cache': 'peer.fastify-jwt-cache', '@fastify/jwt': 'peer.fastify-jwt' }),
       group('Koa', 'hot.koa', { 'koa-jwt': 'peer.koa-jwt' }),
@@ -251,6 +256,11 @@ export function scaleChart(results: Results): string {
   return drawBars(title, `${callers.toLocaleString('en').replace(',', ' ')} callers × ${replicas} replicas × ${hours} h`, groups);
 }
 
+const costBlocks = (costs: Readonly<Record<string, Cost>>): string =>
+  Object.values(costs)
+    .map((cost) => ['```text', ...cost.lines, '', cost.circumstances, '```'].join('\n'))
+    .join('\n\n');
+
 /** Puts each text between its markers. Throws where they are missing. */
 export function fill(page: string, blocks: Readonly<Record<string, string>>): string {
   return Object.entries(blocks).reduce((text, [name, block]) => {
@@ -262,14 +272,18 @@ export function fill(page: string, blocks: Readonly<Record<string, string>>): st
 }
 
 /** Every file that is made, by its path in the repository. */
-export function report(results: Results, costs: string, read: (path: string) => string): Readonly<Record<string, string>> {
+export function report(
+  results: Results,
+  costs: Readonly<Record<string, Cost>>,
+  read: (path: string) => string,
+): Readonly<Record<string, string>> {
   return {
     'README.md': fill(read('README.md'), { benchmarks: summary(results) }),
     'docs/performance.md': fill(read('docs/performance.md'), {
       requests: requestTable(results),
       details: detailTable(results),
       scale: scaleTable(results),
-      costs: `\`\`\`text\n${costs.trim()}\n\`\`\``,
+      costs: costBlocks(costs),
     }),
     'docs/performance.svg': requestChart(results),
     'docs/scale.svg': scaleChart(results),
@@ -278,7 +292,7 @@ export function report(results: Results, costs: string, read: (path: string) => 
 
 export const readPage = (path: string): string => readFileSync(join(root, path), 'utf8');
 export const readResults = (): Results => JSON.parse(readFileSync(resultsFile, 'utf8')) as Results;
-export const readCosts = (): string => readFileSync(costsFile, 'utf8');
+export const readCosts = (): Record<string, Cost> => JSON.parse(readFileSync(costsFile, 'utf8')) as Record<string, Cost>;
 
 if (import.meta.main) {
   for (const [path, text] of Object.entries(report(readResults(), readCosts(), readPage))) writeFileSync(join(root, path), text);
