@@ -367,7 +367,7 @@ function defineCases(connectTo: () => Promise<ControlPlane>): void {
     const guard = guardWith({ cacheTtlMs: 0 });
     const [known, unknown] = [await apiToken(), await apiToken()];
     await check(guard, known);
-    own.freeze();
+    await own.freeze();
     try {
       const [accepted] = await Promise.all([
         check(guard, known),
@@ -388,7 +388,7 @@ function defineCases(connectTo: () => Promise<ControlPlane>): void {
     await tenant.admin('DELETE', `${tenant.path}/serviceaccounts/unknown`);
     const known = await apiToken();
     const guard = guardWith({ allow: 'any', requirePod: false });
-    own.freezeStorage();
+    await own.freezeStorage();
     try {
       assert.equal((await check(guard, known))?.name, 'api');
       await assert.rejects(check(guard, lost), { code: 'review_unavailable', status: 503 });
