@@ -168,8 +168,14 @@ describe('readReview', () => {
 describe('permissionHint', () => {
   it('prints the ClusterRoleBinding to apply', () => {
     const hint = permissionHint({ namespace: 'secret-store', name: 'secret-store' }, 'TokenReviews');
-    assert.match(hint, /kind: ClusterRoleBinding/);
+    assert.match(hint, /kind: ClusterRoleBinding\nmetadata:\n {2}name: secret-store:secret-store:auth-delegator\n/);
     assert.match(hint, /name: system:auth-delegator/);
     assert.match(hint, /- kind: ServiceAccount\n {4}name: secret-store\n {4}namespace: secret-store/);
+  });
+
+  it('gives no two ServiceAccounts one binding, which the second would take from the first', () => {
+    const nameFor = (namespace: string, name: string): string | undefined =>
+      /metadata:\n {2}name: (.*)/.exec(permissionHint({ namespace, name }, 'TokenReviews'))?.[1];
+    assert.notEqual(nameFor('a-b', 'c'), nameFor('a', 'b-c'));
   });
 });

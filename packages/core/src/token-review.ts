@@ -145,7 +145,7 @@ export function permissionHint(identity: Identity | undefined, kind: keyof typeo
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRoleBinding
 metadata:
-  name: ${namespace}-${name}-auth-delegator
+  name: ${namespace}:${name}:auth-delegator
 roleRef:
   apiGroup: rbac.authorization.k8s.io
   kind: ClusterRole
