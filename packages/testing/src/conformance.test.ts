@@ -309,6 +309,72 @@ function defineCases(connectTo: () => Promise<ControlPlane>): void {
     });
   });
 
+  describe('objects', () => {
+    /** The fields that a 422 complains of; in which order is a version's own. */
+    async function faultsOf(path: string, body: object): Promise<readonly unknown[]> {
+      const { status, json, text } = await ask('POST', `${path}?dryRun=All`, body);
+      assert.equal(status, 422, text);
+      const { causes } = readRecord(json['details']);
+      return Array.isArray(causes) ? causes.map((cause: unknown) => readText(readRecord(cause)['field'])).toSorted() : [];
+    }
+    const rbac = '/apis/rbac.authorization.k8s.io/v1';
+    const metadata = { name: 'wrong' };
+
+    it('are refused where a binding binds nobody, or to nothing', async () => {
+      const roleRef = { apiGroup: 'rbac.authorization.k8s.io', kind: 'ClusterRole', name: 'system:auth-delegator' };
+      const bind = (binding: object): Promise<readonly unknown[]> => faultsOf(`${rbac}/clusterrolebindings`, { metadata, ...binding });
+      assert.deepEqual(await bind({ roleRef, subjects: [{ kind: 'ServiceAccount', name: 'store' }] }), ['subjects[0].namespace']);
+      assert.deepEqual(await bind({ roleRef, subjects: [{ kind: 'Robot', name: 'store' }] }), ['subjects[0].kind']);
+      assert.deepEqual(await bind({ roleRef: { ...roleRef, kind: 'Role', name: '' } }), ['roleRef.kind', 'roleRef.name']);
+      assert.deepEqual(await faultsOf(`${rbac}/clusterroles`, { metadata, rules: [{ resources: ['pods'] }] }), [
+        'rules[0].apiGroups',
+        'rules[0].verbs',
+      ]);
+    });
+
+    it('are refused where a pod cannot have the token that it asks for', async () => {
+      const pod = (token: object, mountPath = '/var/run/secrets/tokens', volume = 'tokens'): object => ({
+        metadata,
+        spec: {
+          serviceAccountName: 'api',
+          containers: [{ name: 'main', image: 'none', volumeMounts: [{ name: volume, mountPath }] }],
+          volumes: [{ name: 'tokens', projected: { sources: [{ serviceAccountToken: token }] } }],
+        },
+      });
+      const at = 'spec.volumes[0].projected';
+      const pods = `${tenant.path}/pods`;
+      // A volume that is refused is not there for the mount either.
+      const mount = 'spec.containers[0].volumeMounts[0].name';
+      assert.deepEqual(await faultsOf(pods, pod({ path: 'store', expirationSeconds: 599 })), [
+        mount,
+        `${at}.sources[0].serviceAccountToken.expirationSeconds`,
+      ]);
+      assert.deepEqual(await faultsOf(pods, pod({ audience: 'store' })), [mount, `${at}.path`]);
+      assert.deepEqual(await faultsOf(pods, pod({ path: '../store' })), [mount, `${at}.path`]);
+      assert.deepEqual(await faultsOf(pods, pod({ path: 'store' }, '')), ['spec.containers[0].volumeMounts[0].mountPath']);
+      assert.deepEqual(await faultsOf(pods, pod({ path: 'store' }, '/x', 'other')), [mount]);
+      const unknown = { ...pod({ path: 'store' }), spec: { serviceAccountName: 'nobody', containers: [{ name: 'main', image: 'none' }] } };
+      assert.equal((await ask('POST', pods, unknown)).status, 403);
+    });
+
+    it('are refused where a label is none', async () => {
+      const labelled = { metadata: { ...metadata, labels: { app: 'a b' } } };
+      assert.deepEqual(await faultsOf(`${tenant.path}/serviceaccounts`, labelled), ['metadata.labels']);
+    });
+
+    it('are changed by who knows them as they are', async () => {
+      const path = `${tenant.path}/serviceaccounts`;
+      await tenant.createServiceAccount('changed');
+      const { json } = await tenant.admin('GET', `${path}/changed`);
+      assert.equal((await ask('PUT', `${path}/changed`, { ...json, automountServiceAccountToken: false })).status, 200);
+      assert.equal((await ask('PUT', `${path}/changed`, { ...json, automountServiceAccountToken: true })).status, 409);
+      const { uid } = readRecord(json['metadata']);
+      assert.equal((await ask('DELETE', `${path}/changed`, { preconditions: { uid: 'other' } })).status, 409);
+      assert.equal((await ask('DELETE', `${path}/changed`, { preconditions: { uid } })).status, 200);
+      assert.equal((await ask('GET', `${path}/changed`)).status, 404);
+    });
+  });
+
   describe('client certificates', () => {
     const ownReviews = '/apis/authentication.k8s.io/v1/selfsubjectreviews';
     const namesOf = ({ json }: Asked): readonly unknown[] => {

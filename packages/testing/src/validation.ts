@@ -286,7 +286,6 @@ function validateDeployment({ spec }: JsonRecord): readonly FieldError[] {
 
 function validatePodSpec(spec: JsonRecord, at: string): readonly FieldError[] {
   const volumes = readList(spec['volumes']);
-  const volumeNames = volumes.map(({ name }) => readText(name));
   const containers = readList(spec['containers']);
   const inits = readList(spec['initContainers']);
   const names = containers.map(({ name }) => readText(name));
@@ -294,11 +293,18 @@ function validatePodSpec(spec: JsonRecord, at: string): readonly FieldError[] {
   const nodeName = readText(spec['nodeName']);
   const repeated = (list: readonly string[], name: string, index: number, field: string): readonly FieldError[] =>
     name !== '' && list.indexOf(name) < index ? [duplicate(field, name)] : [];
+  const volumeErrors: FieldError[] = [];
+  // One that is refused counts for a mount as one that is not there.
+  const volumeNames: string[] = [];
+  for (const [index, volume] of volumes.entries()) {
+    const where = `${at}.volumes[${index}]`;
+    const name = readText(volume['name']);
+    const errors = [...(volumeNames.includes(name) ? [duplicate(`${where}.name`, name)] : []), ...validateVolume(volume, where)];
+    volumeErrors.push(...errors);
+    if (errors.length === 0) volumeNames.push(name);
+  }
   return [
-    ...volumes.flatMap((volume, index) => {
-      const where = `${at}.volumes[${index}]`;
-      return repeated(volumeNames, readText(volume['name']), index, `${where}.name`).concat(validateVolume(volume, where));
-    }),
+    ...volumeErrors,
     ...(containers.length === 0 ? [required(`${at}.containers`)] : []),
     ...containers.flatMap((container, index) => {
       const where = `${at}.containers[${index}]`;
