@@ -84,7 +84,7 @@ const starts: Readonly<Record<App['framework'], (app: App) => Promise<Server>>> 
   async koa({ guarded, audience, apiServer, publicKey }) {
     const app = new Koa();
     if (guarded === 'guard') app.use(koaGuard({ audience, allow, apiServer }));
-    if (guarded === 'koa-jwt') app.use(koaJwt({ secret: publicKey, algorithms: ['RS256'] }));
+    if (guarded === 'koa-jwt') app.use(koaJwt({ secret: publicKey }));
     app.use((ctx) => {
       if (ctx.path === path) ctx.body = order;
     });
