@@ -1,7 +1,7 @@
 // The only place that answers questions about permissions: SubjectAccessReview and SelfSubjectAccessReview.
 import { bodyType } from './decoding.ts';
 import type { BodyType, Shape } from './decoding.ts';
-import { authorize } from './nodes.ts';
+import { authorize, isNode } from './nodes.ts';
 import type { Objects } from './objects.ts';
 import { listRules } from './rbac.ts';
 import type { Attributes, Permission, UserInfo } from './rbac.ts';
@@ -78,32 +78,55 @@ export interface AccessReviewSpec {
   readonly namespace?: string;
 }
 
+/** The metadata of a review as the server sees it, which says nothing but the namespace and what was sent. */
+export interface SentMetadata {
+  readonly namespace?: string;
+  readonly managedFields?: readonly object[];
+}
+
 /** Answers for the subject that the spec names; `namespace` is that of the path, where there is one. Throws a {@link StatusError}. */
-export function reviewAccess(objects: Objects, spec: AccessReviewSpec, namespace?: string): Permission {
-  const { user = '', groups = [] } = spec;
+export function reviewAccess(objects: Objects, spec: AccessReviewSpec, metadata: SentMetadata, namespace?: string): Permission {
+  const { user = '', groups = [], resourceAttributes, nonResourceAttributes } = spec;
   const errors = checkAttributes(spec);
-  const asked = spec.resourceAttributes?.['namespace'] ?? '';
-  if (namespace !== undefined && asked !== namespace) {
-    errors.push({
-      field: 'spec.resourceAttributes.namespace',
-      message: `Invalid value: ${JSON.stringify(asked)}: must match metadata.namespace`,
-    });
-  }
   if (user === '' && groups.length === 0) {
     errors.push({ field: 'spec.user', message: 'Invalid value: "": at least one of user or group must be specified' });
+  }
+  errors.push(...checkMetadata(metadata, namespace !== undefined));
+  if (namespace === undefined) return answer(objects, { username: user, groups }, spec, errors);
+  const asked = resourceAttributes?.['namespace'] ?? '';
+  if (resourceAttributes !== undefined && asked !== namespace) {
+    const message = `Invalid value: ${JSON.stringify(asked)}: must match metadata.namespace`;
+    errors.push({ field: 'spec.resourceAttributes.namespace', message });
+  }
+  if (nonResourceAttributes !== undefined) {
+    const message = `Invalid value: ${formatPath(nonResourceAttributes)}: disallowed on this kind of request`;
+    errors.push({ field: 'spec.nonResourceAttributes', message });
   }
   return answer(objects, { username: user, groups }, spec, errors);
 }
 
 /** Answers for the caller itself. Throws a 422 {@link StatusError}. */
-export function reviewOwnAccess(objects: Objects, user: UserInfo, spec: AccessReviewSpec): Permission {
-  return answer(objects, user, spec, checkAttributes(spec));
+export function reviewOwnAccess(objects: Objects, user: UserInfo, spec: AccessReviewSpec, metadata: SentMetadata): Permission {
+  return answer(objects, user, spec, [...checkAttributes(spec), ...checkMetadata(metadata, false)]);
 }
 
 /** Lists what the caller may do in a namespace. Throws a 400 {@link StatusError} without one. */
 export function reviewRules(objects: Objects, user: UserInfo, { namespace = '' }: AccessReviewSpec): object {
   if (namespace === '') throw badRequest('no namespace on request');
-  return { ...listRules(objects, user, namespace), incomplete: false };
+  const rules = listRules(objects, user, namespace);
+  if (!isNode(user)) return { ...rules, incomplete: false };
+  return { ...rules, incomplete: true, evaluationError: 'node authorizer does not support user rule resolution' };
+}
+
+// The names of Go's fields.
+function formatPath({ path = '', verb = '' }: NonNullable<AccessReviewSpec['nonResourceAttributes']>): string {
+  return JSON.stringify({ Path: path, Verb: verb });
+}
+
+function checkMetadata({ namespace, managedFields, ...others }: SentMetadata, isNamespaced: boolean): readonly FieldError[] {
+  if (Object.keys(others).length === 0) return [];
+  const shown = JSON.stringify({ ...others, ...(namespace === undefined ? {} : { namespace }), managedFields });
+  return [{ field: 'metadata', message: `Invalid value: ${shown}: must be empty${isNamespaced ? ' except for namespace' : ''}` }];
 }
 
 function answer(objects: Objects, user: UserInfo, spec: AccessReviewSpec, errors: readonly FieldError[]): Permission {
@@ -114,9 +137,7 @@ function answer(objects: Objects, user: UserInfo, spec: AccessReviewSpec, errors
 
 function checkAttributes({ resourceAttributes, nonResourceAttributes }: AccessReviewSpec): FieldError[] {
   if (resourceAttributes !== undefined && nonResourceAttributes !== undefined) {
-    const { path = '', verb = '' } = nonResourceAttributes;
-    const value = JSON.stringify({ Path: path, Verb: verb });
-    const message = `Invalid value: ${value}: cannot be specified in combination with resourceAttributes`;
+    const message = `Invalid value: ${formatPath(nonResourceAttributes)}: cannot be specified in combination with resourceAttributes`;
     return [{ field: 'spec.nonResourceAttributes', message }];
   }
   if (resourceAttributes !== undefined || nonResourceAttributes !== undefined) return [];

@@ -3,7 +3,7 @@ import { randomUUID } from 'node:crypto';
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import { gzipSync } from 'node:zlib';
 import { stringify as stringifyYaml } from 'yaml';
-import { formatStatus, notAcceptable } from './status.ts';
+import { EarlyError, formatStatus, notAcceptable } from './status.ts';
 import type { StatusError } from './status.ts';
 
 /** An answer before it is encoded: an object, or text as it is. */
@@ -16,6 +16,8 @@ export interface Answer {
   readonly stream?: (write: (event: object) => void) => Disposable | undefined;
   /** After how many seconds a stream ends. Default 0: when the client goes. */
   readonly seconds?: number;
+  /** Whether priority and fairness has had no part in it. Default: no, but in a 401. */
+  readonly isEarly?: boolean;
   /** Milliseconds that it takes until there is an answer. Default 0. */
   readonly afterMs?: number;
   /** Called when the answer has been sent. */
@@ -96,12 +98,12 @@ function parseAccept(accept: string): readonly Clause[] {
 
 /** The answer to a refusal. */
 export function refusal(error: StatusError): Answer {
-  return { status: error.code, headers: error.headers, body: formatStatus(error) };
+  return { status: error.code, headers: error.headers, body: formatStatus(error), isEarly: error instanceof EarlyError };
 }
 
 /** Sends an answer. */
 export function send(response: ServerResponse, answer: Answer, wanted: Wanted): void {
-  const { status, headers = {}, body, stream, sent } = answer;
+  const { status, headers = {}, body, stream, sent, isEarly = status === 401 } = answer;
   if (sent !== undefined) response.on('finish', sent);
   if (stream !== undefined) {
     sendStream(response, stream, answer);
@@ -119,7 +121,7 @@ export function send(response: ServerResponse, answer: Answer, wanted: Wanted): 
     'Content-Type': isText ? 'text/plain; charset=utf-8' : wanted.mediaType,
     // What says itself of which type it is does not come from Go's http.Error.
     ...(isText && headers['Content-Type'] === undefined ? { 'X-Content-Type-Options': 'nosniff' } : {}),
-    ...(status === 401 ? {} : flowHeaders),
+    ...(isEarly ? {} : flowHeaders),
     ...(isCompressed ? { 'Content-Encoding': 'gzip', Vary: 'Accept-Encoding' } : {}),
     ...headers,
     ...(content.length < chunkedFrom ? { 'Content-Length': content.length } : { 'Transfer-Encoding': 'chunked' }),

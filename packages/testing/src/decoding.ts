@@ -171,12 +171,18 @@ export function formatManagedFields(
 
 function ownFields(value: unknown, shape: Shape): object {
   if (!isRecord(value) || typeof shape === 'string' || 'list' in shape) return {};
-  const entries = Object.entries(value).filter(([, one]) => one !== null && !(isRecord(one) && Object.keys(one).length === 0));
+  const isPointer = (name: string): boolean => {
+    const inner = 'fields' in shape ? shape.fields[name] : undefined;
+    return typeof inner === 'object' && 'struct' in inner && inner.pointer === true;
+  };
+  const isSet = (name: string, one: unknown): boolean => one !== null && (!isRecord(one) || Object.keys(one).length > 0 || isPointer(name));
+  const entries = Object.entries(value).filter(([name, one]) => isSet(name, one));
   const named = entries.map(([name, one]) => {
     const inner = 'map' in shape ? shape.map : (shape.fields[name] ?? 'any');
     return [`f:${name}`, ownFields(one, inner)] as const;
   });
-  return { ...('map' in shape || shape.pointer === true ? { '.': {} } : {}), ...Object.fromEntries(named) };
+  const isMarked = named.length > 0 && ('map' in shape || shape.pointer === true);
+  return { ...(isMarked ? { '.': {} } : {}), ...Object.fromEntries(named) };
 }
 
 function versionOf({ apiVersion }: Pick<BodyType, 'apiVersion'>): string {

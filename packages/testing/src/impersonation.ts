@@ -4,7 +4,7 @@ import { authorize } from './nodes.ts';
 import type { Objects } from './objects.ts';
 import { forbidden } from './rbac.ts';
 import type { Attributes, UserInfo } from './rbac.ts';
-import { StatusError } from './status.ts';
+import { EarlyError } from './status.ts';
 
 /**
  * Returns whom the caller acts as: itself, without such headers. Throws a {@link StatusError}: 403 where RBAC does not let it
@@ -18,12 +18,16 @@ export function impersonate(objects: Objects, caller: UserInfo, headers: Incomin
   if (username === '') {
     if (asked.length === 0 && uid === '' && Object.keys(extra).length === 0) return caller;
     const message = `requested ${describeAsked(uid, asked, extra)} without impersonating a user name`;
-    throw new StatusError(400, 'BadRequest', message, undefined, { 'X-Content-Type-Options': 'nosniff' });
+    throw new EarlyError(400, 'BadRequest', message, undefined, { 'X-Content-Type-Options': 'nosniff' });
   }
-  const [, namespace, name] = /^system:serviceaccount:([^:]+):([^:]+)$/.exec(username) ?? [];
+  // What could be no ServiceAccount's name is a user's.
+  const [, namespace, name] =
+    /^system:serviceaccount:([a-z0-9](?:[-a-z0-9]*[a-z0-9])?):([a-z0-9](?:[-.a-z0-9]*[a-z0-9])?)$/.exec(username) ?? [];
   const check = (attributes: Omit<Extract<Attributes, { resource: string }>, 'verb'>): void => {
     const { allowed, reason } = authorize(objects, caller, { ...attributes, verb: 'impersonate' });
-    if (!allowed) throw forbidden(caller, { ...attributes, verb: 'impersonate' }, reason);
+    if (allowed) return;
+    const { code, reason: word, message, details, headers: own } = forbidden(caller, { ...attributes, verb: 'impersonate' }, reason);
+    throw new EarlyError(code, word, message, details, own);
   };
   if (name !== undefined && namespace !== undefined) check({ group: '', resource: 'serviceaccounts', name, namespace });
   else check({ group: '', resource: 'users', name: username });
@@ -38,7 +42,7 @@ export function impersonate(objects: Objects, caller: UserInfo, headers: Incomin
   return {
     username,
     ...(uid === '' ? {} : { uid }),
-    groups: own.includes(implied) ? own : [...own, implied],
+    groups: own.includes(implied) || own.includes('system:unauthenticated') ? own : [...own, implied],
     ...(Object.keys(extra).length === 0 ? {} : { extra }),
   };
 }

@@ -12,8 +12,8 @@ import { formatTable } from './tables.ts';
 import type { Included } from './tables.ts';
 
 /** An object as it is shown. */
-export type ShownObject = Omit<ClusterObject, 'metadata'> & {
-  readonly metadata: Omit<ClusterObject['metadata'], 'resourceVersion'> & { readonly resourceVersion?: string };
+export type ShownObject = Pick<ClusterObject, 'apiVersion' | 'kind'> & {
+  readonly metadata: Pick<ClusterObject['metadata'], 'name' | 'uid' | 'creationTimestamp'> & { readonly resourceVersion?: string };
 };
 
 /** Shows objects as a request asks for them. */

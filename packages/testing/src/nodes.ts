@@ -7,7 +7,7 @@ import type { ClusterObject, Objects } from './objects.ts';
 import { authorizeByRoles, rulesAllow } from './rbac.ts';
 import type { Attributes, Permission, Rule, UserInfo } from './rbac.ts';
 import type { ResourceKind } from './resources.ts';
-import { admissionRefusal } from './status.ts';
+import { admissionRefusal, notFound } from './status.ts';
 import type { StatusError } from './status.ts';
 
 /** Decides as `--authorization-mode=Node,RBAC` does: who is a node may do what nodes may, and what RBAC lets it do beside that. */
@@ -57,7 +57,9 @@ export function restrictNodeToken(objects: Objects, user: UserInfo, request: Nod
   const refused = (reason: string): StatusError => admissionRefusal('serviceaccounts', '', serviceAccount, reason);
   if (kind !== 'Pod' || apiVersion !== 'v1' || name === '') throw refused('node requested token not bound to a pod');
   if (uid === '') throw refused('node requested token with a pod binding without a uid');
-  const pod = objects.get('Pod', name, namespace);
+  const pod = objects.find('Pod', name, namespace);
+  // As the informer's memory words it.
+  if (pod === undefined) throw notFound('pod', name);
   if (uid !== pod.metadata.uid) {
     const why = 'does not match the UID in record. The object might have been deleted and then recreated';
     throw refused(`the UID in the bound object reference (${uid}) ${why}`);
@@ -72,6 +74,11 @@ export function restrictNodeToken(objects: Objects, user: UserInfo, request: Nod
   if (authorize(objects, user, asked).allowed) return;
   const why = `system:node:${node} is not authorized to request tokens for this audience`;
   throw refused(`audience "${audience}" not found in pod spec volume, ${why}`);
+}
+
+/** Says whether a user is a node, whose permissions cannot be listed. */
+export function isNode(user: UserInfo): boolean {
+  return nodeOf(user) !== undefined;
 }
 
 type ResourceAttributes = Extract<Attributes, { resource: string }>;
@@ -104,8 +111,9 @@ function authorizeNode(objects: Objects, node: string, asked: Attributes): Permi
     );
   }
   if (resource === 'serviceaccounts') {
-    if (verb !== 'create' || name === '') return deny('can only create tokens for individual service accounts');
-    if (subresource !== 'token') return deny('can only create token subresource of serviceaccount');
+    const isRead = verb === 'get' && subresource === '';
+    if (!(verb === 'create' || isRead) || name === '') return deny('can only create tokens for individual service accounts');
+    if (subresource !== 'token' && !isRead) return deny('can only create token subresource of serviceaccount');
     return related(
       podsOf(objects, node, namespace).some(({ spec }) => readRecord(spec)['serviceAccountName'] === name),
       node,

@@ -8,7 +8,7 @@ import {
   selfSubjectRulesReviewType,
   subjectAccessReviewType,
 } from './access-review.ts';
-import type { AccessReviewSpec } from './access-review.ts';
+import type { AccessReviewSpec, SentMetadata } from './access-review.ts';
 import { checkAcceptable } from './answer.ts';
 import type { Answer } from './answer.ts';
 import type { Authenticator } from './authentication.ts';
@@ -51,11 +51,16 @@ export function createReviews(cluster: Cluster, authenticator: Authenticator): (
         return created(formatSelfSubjectReview(user, formatTime(cluster.now())));
       },
       'authorization.k8s.io/v1/subjectaccessreviews': () =>
-        createAccessReview(exchange, subjectAccessReviewType, (spec) => reviewAccess(objects, spec)),
+        createAccessReview(exchange, subjectAccessReviewType, (spec, metadata) => reviewAccess(objects, spec, metadata)),
       'authorization.k8s.io/v1/localsubjectaccessreviews': () =>
-        createAccessReview(exchange, localSubjectAccessReviewType, (spec) => reviewAccess(objects, spec, namespace), namespace),
+        createAccessReview(
+          exchange,
+          localSubjectAccessReviewType,
+          (spec, metadata) => reviewAccess(objects, spec, metadata, namespace),
+          namespace,
+        ),
       'authorization.k8s.io/v1/selfsubjectaccessreviews': () =>
-        createAccessReview(exchange, selfSubjectAccessReviewType, (spec) => reviewOwnAccess(objects, user, spec)),
+        createAccessReview(exchange, selfSubjectAccessReviewType, (spec, metadata) => reviewOwnAccess(objects, user, spec, metadata)),
       'authorization.k8s.io/v1/selfsubjectrulesreviews': () =>
         createAccessReview(exchange, selfSubjectRulesReviewType, (spec) => reviewRules(objects, user, spec)),
       '/v1/serviceaccounts/token': () => createToken(exchange, user, namespace, name),
@@ -79,12 +84,16 @@ export function createReviews(cluster: Cluster, authenticator: Authenticator): (
     return isLate ? { ...answer, afterMs: strike?.delayMs ?? 30_000 } : answer;
   }
 
-  function createAccessReview(exchange: Exchange, type: BodyType, review: (spec: AccessReviewSpec) => object, namespace?: string): Answer {
+  type Review = (spec: AccessReviewSpec, metadata: SentMetadata) => object;
+  function createAccessReview(exchange: Exchange, type: BodyType, review: Review, namespace?: string): Answer {
     const { object, faults } = decode(exchange, type);
-    const { spec = {}, metadata = {} }: { readonly spec?: AccessReviewSpec; readonly metadata?: { readonly namespace?: string } } = object;
-    if (namespace === undefined) return created(formatReview(exchange, type, { object: withoutNamespace(object), faults }, review(spec)));
-    checkSentNamespace(metadata, namespace);
-    return created(formatReview(exchange, type, { object: { ...object, metadata: { ...metadata, namespace } }, faults }, review(spec)));
+    const { spec = {} }: { readonly spec?: AccessReviewSpec } = object;
+    const sent = namespace === undefined ? withoutNamespace(object) : object;
+    if (namespace !== undefined) checkSentNamespace(readRecord(object['metadata']), namespace);
+    const at = namespace === undefined ? {} : { namespace };
+    const whole = { object: { ...sent, metadata: { ...readRecord(sent['metadata']), ...at } }, faults };
+    const { metadata, ...shown } = formatReview(exchange, type, whole, {});
+    return created({ ...shown, ...(type.kind === 'SelfSubjectRulesReview' ? { spec: {} } : {}), metadata, status: review(spec, metadata) });
   }
 
   function createToken(exchange: Exchange, user: UserInfo, namespace: string, serviceAccount: string): Answer {
@@ -102,13 +111,22 @@ export function createReviews(cluster: Cluster, authenticator: Authenticator): (
     return created(formatTokenRequest(issued, spec.boundObjectRef, { metadata, creationTimestamp: time, managedFields }));
   }
 
-  function formatReview({ request }: Exchange, type: BodyType, { object }: DecodedBody, status: object): object {
+  function formatReview({ request }: Exchange, type: BodyType, { object }: DecodedBody, status: object): FormattedReview {
     // Of a review, which is kept nowhere, a sender has no say in these; a namespace is set where the path has one.
     const { uid: _, creationTimestamp: __, managedFields: ___, ...metadata } = readRecord(object['metadata']);
     const { spec = {} }: { readonly spec?: object } = object;
     const managedFields = formatManagedFields(type, object, { manager: managerOf(request), time: formatTime(cluster.now()) });
-    return { kind: type.kind, apiVersion: type.apiVersion, metadata: { ...metadata, managedFields }, spec, status };
+    const { kind, apiVersion } = type;
+    return { kind, apiVersion, metadata: { ...metadata, managedFields }, spec, status };
   }
+}
+
+interface FormattedReview {
+  readonly kind: string;
+  readonly apiVersion: string;
+  readonly metadata: SentMetadata;
+  readonly spec: object;
+  readonly status: object;
 }
 
 function withoutNamespace({ metadata, ...object }: JsonRecord): JsonRecord {
@@ -116,7 +134,7 @@ function withoutNamespace({ metadata, ...object }: JsonRecord): JsonRecord {
   return { ...object, metadata: rest };
 }
 
-function checkSentNamespace({ namespace: sent }: { readonly namespace?: string }, namespace: string): void {
+function checkSentNamespace({ namespace: sent }: { readonly namespace?: unknown }, namespace: string): void {
   if (sent === undefined || sent === namespace) return;
   throw badRequest('the namespace of the provided object does not match the namespace sent on the request');
 }

@@ -23,6 +23,9 @@ export class StatusError extends Error {
   }
 }
 
+/** A refusal before priority and fairness has looked at the request. */
+export class EarlyError extends StatusError {}
+
 /** Formats a refusal as the Status object that is the body of its answer. */
 export function formatStatus(error: StatusError): object {
   return {
@@ -44,7 +47,7 @@ export function badRequest(message: string): StatusError {
 
 /** 401; a real API server says no more than that. */
 export function unauthorized(): StatusError {
-  return new StatusError(401, 'Unauthorized', 'Unauthorized');
+  return new EarlyError(401, 'Unauthorized', 'Unauthorized');
 }
 
 /** 403 of an admission plugin: the caller may do it, but not so. */
