@@ -1,4 +1,7 @@
 import assert from 'node:assert/strict';
+import { once } from 'node:events';
+import { createServer, type IncomingMessage } from 'node:http';
+import type { AddressInfo } from 'node:net';
 import { describe, it } from 'node:test';
 import { inspect } from 'node:util';
 
@@ -96,6 +99,40 @@ describe('takeCredential', () => {
     assert.equal(request.headers['x-client-id'], 'a.b.c');
     takeCredential(request, 'x-client-id', false);
     assert.deepEqual(request.rawHeaders, []);
+  });
+
+  async function receive(headers: Readonly<Record<string, string>>): Promise<IncomingMessage> {
+    const server = createServer((_request, response) => void response.end()).listen(0, '127.0.0.1');
+    await once(server, 'listening');
+    const { port } = server.address() as AddressInfo;
+    const [[request]] = (await Promise.all([once(server, 'request'), fetch(`http://127.0.0.1:${port}`, { headers })])) as [
+      [IncomingMessage],
+      Response,
+    ];
+    server.close().closeAllConnections();
+    return request;
+  }
+
+  it('takes it off what somebody made of the headers before', async () => {
+    const request = await receive({ 'x-client-id': 'a.b.c' });
+    const { headers, headersDistinct } = request;
+    assert.deepEqual(headersDistinct['x-client-id'], ['a.b.c']);
+    takeCredential(request, 'x-client-id', false);
+    assert.equal(headers['x-client-id'], undefined);
+    assert.equal(headersDistinct['x-client-id'], undefined);
+    assert.equal(request.headersDistinct, headersDistinct);
+    assert.doesNotMatch(inspect(request, { depth: Infinity, showHidden: true }), /a\.b\.c/);
+  });
+
+  it('leaves the others for whoever asks later', async () => {
+    const request = await receive({ accept: 'text/plain', 'x-client-id': 'a.b.c', 'x-last': '1' });
+    const before = { ...request.headers };
+    takeCredential(request, 'x-client-id', false);
+    delete before['x-client-id'];
+    assert.deepEqual({ ...request.headers }, before);
+    assert.deepEqual(request.headersDistinct['x-last'], ['1']);
+    assert.deepEqual(Object.keys(request.headersDistinct), Object.keys(before));
+    assert.equal(request.rawHeaders.length, 2 * Object.keys(before).length);
   });
 
   it('neither reads nor removes the other header', () => {

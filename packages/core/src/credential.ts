@@ -1,6 +1,6 @@
 // How a token travels in a header: reading it, taking it off the request, writing it, and the challenge when it is refused.
 
-import type { IncomingHttpHeaders } from 'node:http';
+import type { IncomingHttpHeaders, IncomingMessage } from 'node:http';
 
 import { type AuthCode, AuthError, ClusterError } from './errors.ts';
 
@@ -81,29 +81,54 @@ function readCredential(rawHeaders: readonly string[], header: TokenHeader): Cre
 }
 
 function removeHeader(request: IncomingRequest, header: TokenHeader): void {
-  // First, since Node makes both from rawHeaders when they are first read, by a count that it took before.
-  delete request.headers[header];
-  if (Object.hasOwn(request, 'headersDistinct')) delete request.headersDistinct?.[header];
-  else if ('headersDistinct' in request) Object.defineProperty(request, 'headersDistinct', distinctWhenRead);
-  const { rawHeaders } = request;
+  // Read first, since Node makes them of rawHeaders when they are first read.
+  const { headers, rawHeaders } = request;
+  const isMessage = request instanceof incomingMessage();
+  const { count, distinct } = isMessage ? messageFields() : {};
+  if (isMessage) request.headers = without(headers, header);
+  else delete headers[header];
+  // Hardly anybody reads headersDistinct, so it is not made only to take one out of it.
+  const made = count && distinct ? fieldsOf(request)[distinct] : request.headersDistinct;
+  delete (made as IncomingRequest['headersDistinct'])?.[header];
   for (let at = rawHeaders.length - 2; at >= 0; at -= 2) {
     if (isHeader(rawHeaders[at], header)) rawHeaders.splice(at, 2);
   }
+  if (count && distinct) fieldsOf(request)[count] = Math.min(Number(fieldsOf(request)[count]), rawHeaders.length);
 }
 
-// Hardly anybody reads them, so they are not made only to take one out.
-const distinctWhenRead: PropertyDescriptor & ThisType<IncomingRequest> = {
-  configurable: true,
-  get() {
-    const distinct: NodeJS.Dict<string[]> = Object.create(null) as NodeJS.Dict<string[]>;
-    for (let at = 0; at < this.rawHeaders.length; at += 2) {
-      const [name = '', value = ''] = this.rawHeaders.slice(at, at + 2);
-      (distinct[name.toLowerCase()] ??= []).push(value);
-    }
-    Object.defineProperty(this, 'headersDistinct', { value: distinct, configurable: true, writable: true });
-    return distinct;
-  },
-};
+const fieldsOf = (request: object): Record<symbol, unknown> => request as Record<symbol, unknown>;
+
+// Loaded by whoever has such a request.
+const incomingMessage = (): typeof IncomingMessage => process.getBuiltinModule('node:http').IncomingMessage;
+
+interface MessageFields {
+  readonly count?: symbol | undefined;
+  readonly distinct?: symbol | undefined;
+}
+
+let fields: MessageFields | undefined;
+
+// Where Node keeps headersDistinct once it was read, and how many of rawHeaders it makes it of. It has no public names for them; should it
+// drop these, headersDistinct is made after all.
+function messageFields(): MessageFields {
+  if (fields === undefined) {
+    const empty = Reflect.construct(incomingMessage(), [undefined]) as IncomingMessage;
+    void empty.headersDistinct;
+    const find = (name: string): symbol | undefined => Object.getOwnPropertySymbols(empty).find(({ description }) => description === name);
+    fields = { count: find('kHeadersCount'), distinct: find('kHeadersDistinct') };
+  }
+  return fields;
+}
+
+// To delete from an object makes it slow for all that read it later, and costs more than a copy. Whoever holds the old one finds no token there.
+function without(headers: IncomingHttpHeaders, header: TokenHeader): IncomingHttpHeaders {
+  const others: IncomingHttpHeaders = {};
+  for (const name in headers) {
+    if (name !== header) others[name] = headers[name];
+  }
+  if (header in headers) headers[header] = undefined;
+  return others;
+}
 
 function isHeader(name: string | undefined, header: TokenHeader): boolean {
   return name?.length === header.length && name.toLowerCase() === header;
