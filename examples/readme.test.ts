@@ -4,10 +4,13 @@ import { execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { after, afterEach, before, describe, it } from 'node:test';
+import { createServer } from 'node:http';
+import type { AddressInfo } from 'node:net';
+import { after, afterEach, before, describe, it, type TestContext } from 'node:test';
 import { promisify } from 'node:util';
 
 import { type Authority, createAuthority, type Pod } from '@k8s-sa-auth/testing';
+import { exportJWK, generateKeyPair, SignJWT } from 'jose';
 
 const run = promisify(execFile);
 // Below examples, so that the imports resolve as a user's do.
@@ -17,13 +20,12 @@ let api: Pod;
 let store: Pod;
 let stop: (() => Promise<unknown>)[] = [];
 
-function blockOf(readme: string, language: string, firstWords: string): string {
+// The block that begins so, and has this word.
+function blockOf(readme: string, language: string, firstWords: string, word = ''): string {
   const text = readFileSync(new URL(readme, import.meta.url), 'utf8');
   const blocks = [...text.matchAll(/^```(\w+)\n([^]*?)^```$/gm)];
-  return (
-    blocks.find(([, marked, block = '']) => marked === language && block.startsWith(firstWords))?.[2] ??
-    assert.fail(`${readme} has no ${firstWords}`)
-  );
+  const found = blocks.find(([, marked, block = '']) => marked === language && block.startsWith(firstWords) && block.includes(word));
+  return found?.[2] ?? assert.fail(`${readme} has no ${firstWords} ${word}`);
 }
 
 function write(name: string, text: string): string {
@@ -44,9 +46,9 @@ const preload = `data:text/javascript,${encodeURIComponent(`
 `)}`;
 
 // Runs a service as the pod of secret-store. Only the port differs from what stands in the README.
-async function start(name: string, text: string): Promise<string> {
+async function start(name: string, text: string, pod = store): Promise<string> {
   const child = spawn(process.execPath, ['--import', preload, write(name, replace(text, '8081', '0'))], {
-    env: { ...process.env, ...store.env },
+    env: { ...process.env, ...pod.env },
     stdio: ['ignore', 'ignore', 'inherit', 'ipc'],
   });
   stop.push(() => {
@@ -57,8 +59,8 @@ async function start(name: string, text: string): Promise<string> {
   return `http://127.0.0.1:${port}`;
 }
 
-const get = async (url: string, token?: string): Promise<string> => {
-  const answer = await fetch(url, token === undefined ? {} : { headers: { 'x-client-id': token } });
+const get = async (url: string, token?: string, others: Readonly<Record<string, string>> = {}): Promise<string> => {
+  const answer = await fetch(url, { headers: token === undefined ? others : { 'x-client-id': token, ...others } });
   return `${answer.status} ${await answer.text()}`;
 };
 
@@ -150,4 +152,199 @@ describe('the READMEs of the packages', () => {
     const token = await authority.token('api/api', { audience: 'secret-store', pod: 'api-0' });
     assert.equal(await get(origin, token), '200 Hello api/api');
   });
+});
+
+// Where there is one on this machine.
+async function kubectl(t: TestContext, ...args: readonly string[]): Promise<string | undefined> {
+  const env = { PATH: process.env['PATH'], HOME: directory, KUBECONFIG: authority.kubeconfig };
+  try {
+    return (await run('kubectl', args, { env })).stdout;
+  } catch (error) {
+    const { code, stdout = '', stderr } = error as { readonly code: unknown; readonly stdout?: string; readonly stderr?: string };
+    if (code === 'ENOENT') {
+      t.diagnostic('no kubectl on this machine');
+      return undefined;
+    }
+    assert.equal(stdout, 'no\n', stderr);
+    return stdout;
+  }
+}
+
+// What kubectl is told about the question of docs/authorizing.md, and about others like it.
+async function mayByKubectl(
+  t: TestContext,
+  serviceAccount: string,
+  change: readonly [string, string] = ['', ''],
+): Promise<string | undefined> {
+  const question = replace(
+    blockOf('../docs/authorizing.md', 'yaml', '# question.yaml'),
+    ':api:api',
+    `:${serviceAccount.replace('/', ':')}`,
+  );
+  const path = write('question.yaml', replace(question, ...change));
+  return kubectl(t, 'create', '-o', 'jsonpath={.status.allowed}', '-f', path);
+}
+const anotherOrder = ["name: '7'", "name: '8'"] as const;
+
+async function proveAuthorize(t: TestContext, name: string, language: string, firstWords: string): Promise<void> {
+  const readme = `../packages/${name}/README.md`;
+  await authority.apply(write(`${name}-rules.yaml`, blockOf(readme, 'yaml', '# api/api may read order 7')));
+  const text = blockOf(readme, language, firstWords, 'authorize');
+  const origin = await start(`${name}-authorize.${language === 'ts' ? 'ts' : 'mjs'}`, text);
+  const token = await authority.token('api/api', { audience: 'shop', pod: 'api-0' });
+  const another = await authority.token('api/other', { audience: 'shop', pod: 'other-0' });
+  assert.equal(await get(`${origin}/orders/7`, token), '200 order 7');
+  assert.match(await get(`${origin}/orders/8`, token), /^403 /);
+  assert.match(await get(`${origin}/orders/7`, another), /^403 /);
+  assert.match(await get(`${origin}/orders/7`), /^401 /);
+  assert.equal((await mayByKubectl(t, 'api/api')) ?? 'true', 'true');
+  assert.equal((await mayByKubectl(t, 'api/api', anotherOrder)) ?? 'false', 'false');
+  assert.equal((await mayByKubectl(t, 'api/other')) ?? 'false', 'false');
+}
+
+describe('authorize, as the READMEs show it', () => {
+  before(async () => {
+    await authority.token('shop/shop', { audience: 'shop' });
+  });
+  it('works with Fastify', (t) => proveAuthorize(t, 'fastify', 'js', 'import { k8sSaAuth }'));
+  it('works with Express', (t) => proveAuthorize(t, 'express', 'js', 'import { k8sSaAuth }'));
+  it('works with Koa', (t) => proveAuthorize(t, 'koa', 'js', 'import { k8sSaAuth }'));
+  it('works with node:http', (t) => proveAuthorize(t, 'core', 'ts', 'import { createServer }'));
+});
+
+describe('docs/authorizing.md', () => {
+  const service = blockOf('../docs/authorizing.md', 'ts', '// shop.ts');
+
+  it('type-checks', async () => {
+    write('shop.ts', service);
+    write('tsconfig.json', JSON.stringify({ extends: '../../tsconfig.json', include: ['shop.ts'] }));
+    await run('tsc', ['--project', directory]).catch((error: { stdout: string }) => assert.fail(error.stdout));
+  });
+
+  it('shows rules that decide, and kubectl says the same', async (t) => {
+    const reader = await authority.token('api/api', { audience: 'shop', pod: 'api-0' });
+    const ops = await authority.token('ops/console', { audience: 'shop', pod: 'console-0' });
+    await authority.token('shop/shop', { audience: 'shop' });
+    await authority.apply(write('authorizing.yaml', blockOf('../docs/authorizing.md', 'yaml', '# Who may read')));
+    const origin = await start('authorizing.ts', service);
+    assert.equal(await get(`${origin}/orders/7`, reader), '200 read by api/api');
+    assert.match(await get(`${origin}/orders/8`, reader), /^403 /);
+    assert.match(await get(`${origin}/orders/7`, ops), /^403 /);
+    const written = await fetch(`${origin}/orders/7`, { method: 'PUT', headers: { 'x-client-id': reader } });
+    assert.equal(written.status, 403);
+    assert.equal(await get(`${origin}/reports`, ops), '200 reports');
+    assert.match(await get(`${origin}/reports`, reader), /^403 /);
+    assert.equal((await mayByKubectl(t, 'api/api')) ?? 'true', 'true');
+    assert.equal((await mayByKubectl(t, 'api/api', anotherOrder)) ?? 'false', 'false');
+    assert.equal((await mayByKubectl(t, 'api/api', ['verb: get', 'verb: update'])) ?? 'false', 'false');
+    assert.equal((await mayByKubectl(t, 'ops/console')) ?? 'false', 'false');
+  });
+
+  it('shows what kubectl tells of a caller, and what it does not', async (t) => {
+    await authority.token('api/api', { audience: 'shop' });
+    await authority.apply(write('authorizing.yaml', blockOf('../docs/authorizing.md', 'yaml', '# Who may read')));
+    const caller = '--as=system:serviceaccount:api:api';
+    const listed = await kubectl(t, 'auth', 'can-i', '--list', caller, '-n', 'shop');
+    if (listed === undefined) return t.skip('no kubectl on this machine');
+    assert.match(listed, /^orders\.shop\.example +\[\] +\[7\] +\[get\]$/m);
+    assert.equal(await kubectl(t, 'auth', 'can-i', caller, 'get', 'orders.shop.example/7', '-n', 'shop'), 'no\n');
+    assert.equal(await kubectl(t, 'auth', 'can-i', '--as=system:serviceaccount:ops:console', 'get', '/reports'), 'yes\n');
+    assert.equal(await kubectl(t, 'auth', 'can-i', caller, 'get', '/reports'), 'no\n');
+  });
+
+  it('shows a role that suffices without authorize, and not with it', async () => {
+    const poor = await authority.pod('poor/poor', { reviews: false });
+    const binding = blockOf('../README.md', 'yaml', '# The caller').split('---').at(-1) ?? '';
+    const bound = replace(replace(binding, 'secret-store', 'poor'), 'system:auth-delegator', 'token-reviewer');
+    await authority.apply(write('least.yaml', `${blockOf('../docs/authorizing.md', 'yaml', '# No more than')}---\n${bound}`));
+    const token = await authority.token('api/api', { audience: 'shop', pod: 'api-0' });
+    const plain = await start('plain.ts', replace(service, 'k8sSaAuth: order', 'k8sSaAuth: true'), poor);
+    assert.equal(await get(`${plain}/orders/7`, token), '200 read by api/api');
+    assert.match(await get(`${await start('asking.ts', service, poor)}/orders/7`, token), /^503 /);
+  });
+});
+
+describe('docs/adopting.md', () => {
+  const page = '../docs/adopting.md';
+
+  it('type-checks', async () => {
+    write('shop.ts', blockOf(page, 'ts', '// shop.ts'));
+    write('callers.ts', blockOf(page, 'ts', '// callers.ts'));
+    write('users.ts', blockOf(page, 'ts', '// users.ts'));
+    write('tsconfig.json', JSON.stringify({ extends: '../../tsconfig.json', include: ['shop.ts', 'callers.ts', 'users.ts'] }));
+    await run('tsc', ['--project', directory]).catch((error: { stdout: string }) => assert.fail(error.stdout));
+  });
+
+  it('shows a service that observes, and tells who calls', async () => {
+    write('callers.ts', replace(blockOf(page, 'ts', '// callers.ts'), 'console.log(line)', 'process.send?.(line)'));
+    const path = write('observing.ts', replace(blockOf(page, 'ts', '// shop.ts'), '8081', '0'));
+    const child = spawn(process.execPath, ['--import', preload, path], {
+      env: { ...process.env, ...store.env },
+      stdio: ['ignore', 'ignore', 'inherit', 'ipc'],
+    });
+    stop.push(() => {
+      child.kill();
+      return once(child, 'exit');
+    });
+    const [port] = (await once(child, 'message')) as [number];
+    const ask = async (token?: string): Promise<string> => {
+      const told = once(child, 'message');
+      assert.equal(await get(`http://127.0.0.1:${port}/orders`, token), '200 orders');
+      const [line] = (await told) as [string];
+      return line;
+    };
+    assert.equal(await ask(), 'GET /orders: refused no_token');
+    assert.equal(await ask(await authority.token('api/api', { audience: 'shop', pod: 'api-0' })), 'GET /orders: allowed api/api');
+    assert.equal(await get(`http://127.0.0.1:${port}/healthz`), '200 ok');
+  });
+
+  it('shows a volume that the kubelet fills', async () => {
+    const volumes = blockOf(page, 'yaml', "# In the caller's pod").replaceAll(/^/gm, '  ').trimEnd();
+    const pod = `apiVersion: v1\nkind: Pod\nmetadata: { name: caller, namespace: api }\nspec:\n  serviceAccountName: api\n`;
+    const mounts = 'volumeMounts: [{ name: tokens, mountPath: /var/run/secrets/tokens }]';
+    const [caller] = await authority.apply(
+      write('volume.yaml', `${pod}  containers: [{ name: app, image: api, ${mounts} }]\n${volumes}\n`),
+    );
+    assert.match(readFileSync(caller?.tokenFile('shop') ?? '', 'utf8'), /^[\w-]+\.[\w-]+\.[\w-]+$/);
+  });
+
+  async function proveOr(name: string): Promise<void> {
+    const { privateKey, publicKey } = await generateKeyPair('ES256');
+    const keys = JSON.stringify({ keys: [{ ...(await exportJWK(publicKey)), alg: 'ES256' }] });
+    const login = createServer((_request, response) => void response.setHeader('content-type', 'application/json').end(keys));
+    await once(login.listen(0, '127.0.0.1'), 'listening');
+    stop.push(async () => login.close().closeAllConnections());
+    // The server listens on a port.
+    const { port } = login.address() as AddressInfo;
+    const users = replace(blockOf(page, 'ts', '// users.ts'), 'https://login.example/.well-known', `http://127.0.0.1:${port}`);
+    write(`${name}-users.ts`, users);
+    const text = blockOf(`../packages/${name}/README.md`, 'js', 'import { k8sSaAuth }', 'userOf');
+    const origin = await start(`${name}-or.mjs`, replace(text, './users.js', `./${name}-users.ts`));
+    const jane = await new SignJWT()
+      .setProtectedHeader({ alg: 'ES256' })
+      .setSubject('jane')
+      .setIssuer('https://login.example')
+      .setAudience('shop')
+      .setExpirationTime('5m')
+      .sign(privateKey);
+    const user = { authorization: `Bearer ${jane}` };
+    const token = await authority.token('api/api', { audience: 'shop', pod: 'api-0' });
+    const stranger = await authority.token('else/stranger', { audience: 'shop', pod: 'stranger-0' });
+    assert.equal(await get(`${origin}/orders`, token), '200 orders for api/api');
+    assert.equal(await get(`${origin}/orders`, undefined, user), '200 orders of jane');
+    assert.match(await get(`${origin}/orders`, stranger, user), /^403 /);
+    const neither = await fetch(`${origin}/orders`);
+    assert.equal(neither.status, 401);
+    assert.equal(neither.headers.get('www-authenticate'), 'Bearer realm="users", ServiceAccount header="X-Client-Id"');
+    authority.fail('outage');
+    try {
+      assert.equal(await get(`${origin}/orders`, undefined, user), '200 orders of jane');
+    } finally {
+      await authority.recover();
+    }
+  }
+
+  it('shows users beside services in Fastify', () => proveOr('fastify'));
+  it('shows users beside services in Express', () => proveOr('express'));
+  it('shows users beside services in Koa', () => proveOr('koa'));
 });

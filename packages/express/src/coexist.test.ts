@@ -172,8 +172,16 @@ describe('guard.or', () => {
 
   it('lets the other scheme answer, or go to the next route', async () => {
     await start({}, (ours) => {
-      app.get('/answers', ours.or((_request, response) => response.writeHead(302, { location: '/sign-in' }).end()), answer);
-      app.get('/', ours.or((_request, _response, next) => next('route')), answer);
+      app.get(
+        '/answers',
+        ours.or((_request, response) => response.writeHead(302, { location: '/sign-in' }).end()),
+        answer,
+      );
+      app.get(
+        '/',
+        ours.or((_request, _response, next) => next('route')),
+        answer,
+      );
       app.get('/', (_request, response) => void response.send('the next route'));
     });
     const { status, headers } = await send({}, '/answers');

@@ -62,7 +62,13 @@ const outcome = async (credentials: Credentials, path?: string): Promise<string>
 };
 
 async function start(options: Partial<K8sSaAuthOptions>, declare: (guard: FastifyGuard) => void): Promise<void> {
-  await app.register(k8sSaAuth, { audience: 'shop', allow: ['api/api'], routes: 'opt-in', apiServer: pod.apiServer, ...options } as K8sSaAuthOptions);
+  await app.register(k8sSaAuth, {
+    audience: 'shop',
+    allow: ['api/api'],
+    routes: 'opt-in',
+    apiServer: pod.apiServer,
+    ...options,
+  } as K8sSaAuthOptions);
   await app.register(fastifyAuth);
   declare(app.k8sSaAuth);
   origin = await app.listen({ port: 0, host: '127.0.0.1' });
@@ -71,7 +77,8 @@ async function start(options: Partial<K8sSaAuthOptions>, declare: (guard: Fastif
 const both = 'Bearer realm="users", ServiceAccount header="X-Client-Id"';
 
 describe('app.k8sSaAuth.or', () => {
-  const either = (options: Partial<K8sSaAuthOptions> = {}) => start(options, (guard) => app.get('/', { onRequest: guard.or(userJwt) }, whoami));
+  const either = (options: Partial<K8sSaAuthOptions> = {}) =>
+    start(options, (guard) => app.get('/', { onRequest: guard.or(userJwt) }, whoami));
 
   it('lets a service in, and a user', async () => {
     await either();
@@ -125,7 +132,9 @@ describe('app.k8sSaAuth.or', () => {
   });
 
   it('takes the token off, and leaves the other scheme its header', async () => {
-    await start({}, (guard) => app.get('/', { onRequest: guard.or(userJwt) }, ({ headers }) => [headers['x-client-id'], headers.authorization]));
+    await start({}, (guard) =>
+      app.get('/', { onRequest: guard.or(userJwt) }, ({ headers }) => [headers['x-client-id'], headers.authorization]),
+    );
     assert.equal(await outcome({ token: api, user: jane }), `[null,"Bearer ${jane}"]`);
   });
 
@@ -142,7 +151,11 @@ describe('app.k8sSaAuth.or', () => {
   it('asks a scheme that calls back', async () => {
     await start({ mode: 'observe' }, (guard) => {
       app.get('/passes', { onRequest: guard.or((_request, _reply, done) => done()) }, whoami);
-      app.get('/refuses', { onRequest: guard.or((_request, _reply, done) => done(Object.assign(new Error('no'), { statusCode: 401 }))) }, whoami);
+      app.get(
+        '/refuses',
+        { onRequest: guard.or((_request, _reply, done) => done(Object.assign(new Error('no'), { statusCode: 401 }))) },
+        whoami,
+      );
     });
     assert.equal(await outcome({}, '/passes'), 'nobody, nobody');
     assert.equal(await outcome({ token: api }, '/refuses'), '401');

@@ -182,9 +182,21 @@ describe('guard.or', () => {
     await start({}, (ours) => {
       const observing = ours.with({ allow: 'any', mode: 'observe' });
       const router = new Router();
-      router.get('/rejects', ours.or(() => Promise.reject(new Error('no'))), answer);
-      router.get('/throws', observing.or(() => JSON.parse('no')), answer);
-      router.get('/stops', ours.or((ctx) => ctx.redirect('/sign-in')), answer);
+      router.get(
+        '/rejects',
+        ours.or(() => Promise.reject(new Error('no'))),
+        answer,
+      );
+      router.get(
+        '/throws',
+        observing.or(() => JSON.parse('no')),
+        answer,
+      );
+      router.get(
+        '/stops',
+        ours.or((ctx) => ctx.redirect('/sign-in')),
+        answer,
+      );
       app.use(ours.wrap(router));
     });
     assert.equal(await outcome({}, '/rejects'), '500');
