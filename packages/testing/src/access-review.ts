@@ -3,7 +3,7 @@ import { bodyType } from './decoding.ts';
 import type { BodyType, Shape } from './decoding.ts';
 import { authorize, isNode } from './nodes.ts';
 import type { Objects } from './objects.ts';
-import { listRules } from './rbac.ts';
+import { describeMissing, joinErrors, listRules } from './rbac.ts';
 import type { Attributes, Permission, UserInfo } from './rbac.ts';
 import { badRequest, invalid } from './status.ts';
 import type { FieldError } from './status.ts';
@@ -113,9 +113,20 @@ export function reviewOwnAccess(objects: Objects, user: UserInfo, spec: AccessRe
 /** Lists what the caller may do in a namespace. Throws a 400 {@link StatusError} without one. */
 export function reviewRules(objects: Objects, user: UserInfo, { namespace = '' }: AccessReviewSpec): object {
   if (namespace === '') throw badRequest('no namespace on request');
-  const rules = listRules(objects, user, namespace);
-  if (!isNode(user)) return { ...rules, incomplete: false };
-  return { ...rules, incomplete: true, evaluationError: 'node authorizer does not support user rule resolution' };
+  const { rules, missing } = listRules(objects, user, namespace);
+  const errors = [...(isNode(user) ? ['node authorizer does not support user rule resolution'] : []), ...missing.map(describeMissing)];
+  return {
+    resourceRules: rules
+      .filter(({ resources = [] }) => resources.length > 0)
+      .map(({ verbs, apiGroups, resources, resourceNames }) =>
+        resourceNames === undefined ? { verbs, apiGroups, resources } : { verbs, apiGroups, resources, resourceNames },
+      ),
+    nonResourceRules: rules
+      .filter(({ nonResourceURLs = [] }) => nonResourceURLs.length > 0)
+      .map(({ verbs, nonResourceURLs }) => ({ verbs, nonResourceURLs })),
+    incomplete: isNode(user),
+    ...(errors.length === 0 ? {} : { evaluationError: joinErrors(errors) }),
+  };
 }
 
 // The names of Go's fields.

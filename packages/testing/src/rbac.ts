@@ -1,5 +1,6 @@
 // The only place that decides who may do what: RBAC's rules, and the roles that every cluster has from the start.
-import { isRecord, readRecord } from './json.ts';
+import { isRecord, readRecord, readText } from './json.ts';
+import type { JsonRecord } from './json.ts';
 import type { ClusterObject, NewObject, Objects } from './objects.ts';
 import { StatusError } from './status.ts';
 
@@ -46,9 +47,10 @@ interface Subject {
   readonly namespace?: string;
 }
 
-interface RoleRef {
-  readonly kind?: string;
-  readonly name?: string;
+/** Names a role. */
+export interface RoleRef {
+  readonly kind: string;
+  readonly name: string;
 }
 
 const apiGroup = 'rbac.authorization.k8s.io';
@@ -56,49 +58,52 @@ const apiGroup = 'rbac.authorization.k8s.io';
 /** Decides as the RBAC authorizer does. */
 export function authorizeByRoles(objects: Objects, user: UserInfo, asked: Attributes): Permission {
   if (user.groups.includes('system:masters')) return { allowed: true };
-  const namespace = 'path' in asked ? undefined : asked.namespace;
-  const bindings = [
-    ...objects.list('ClusterRoleBinding'),
-    ...(namespace === undefined || namespace === '' ? [] : objects.list('RoleBinding', namespace)),
-  ];
   const missing: string[] = [];
-  for (const binding of bindings) {
+  for (const binding of bindingsIn(objects, 'path' in asked ? '' : asked.namespace)) {
     const subject = readSubjects(binding).find((one) => isSubject(one, user, binding));
     if (subject === undefined) continue;
     const reference = readRoleRef(binding);
-    const role =
-      reference.kind === 'Role'
-        ? objects.find('Role', reference.name, binding.metadata.namespace)
-        : objects.find('ClusterRole', reference.name);
-    if (role === undefined) missing.push(`${reference.kind.toLowerCase()}.${apiGroup} "${reference.name}" not found`);
+    const role = findRole(objects, reference, binding.metadata.namespace);
+    if (role === undefined) missing.push(describeMissing(reference));
     else if (rulesAllow(readRules(role), asked)) {
       return { allowed: true, reason: `RBAC: allowed by ${describeBinding(binding)} of ${describe(reference)} to ${describe(subject)}` };
     }
   }
   if (missing.length === 0) return { allowed: false };
-  return { allowed: false, reason: `RBAC: ${missing.length === 1 ? missing[0] : `[${missing.join(', ')}]`}` };
+  return { allowed: false, reason: `RBAC: ${joinErrors(missing)}` };
 }
 
-/** Everything that RBAC lets a user do in a namespace, as SelfSubjectRulesReview tells it. */
-export function listRules(objects: Objects, user: UserInfo, namespace: string): { resourceRules: object[]; nonResourceRules: object[] } {
-  const bindings = [...objects.list('ClusterRoleBinding'), ...objects.list('RoleBinding', namespace)];
-  const rules = bindings
-    .filter((binding) => readSubjects(binding).some((one) => isSubject(one, user, binding)))
-    .flatMap((binding) => {
-      const { kind, name } = readRoleRef(binding);
-      const role = kind === 'Role' ? objects.find('Role', name, binding.metadata.namespace) : objects.find('ClusterRole', name);
-      return role === undefined ? [] : readRules(role);
-    });
+/** Everything that RBAC lets a user do in a namespace, or in none but everywhere where that is empty; and the names of roles that there are not. */
+export function listRules(
+  objects: Objects,
+  user: UserInfo,
+  namespace: string,
+): { readonly rules: readonly Rule[]; readonly missing: readonly RoleRef[] } {
+  const mine = bindingsIn(objects, namespace).filter((binding) => readSubjects(binding).some((one) => isSubject(one, user, binding)));
+  const roles = mine.map((binding) => ({ binding, role: findRole(objects, readRoleRef(binding), binding.metadata.namespace) }));
   return {
-    resourceRules: rules
-      .filter(({ resources = [] }) => resources.length > 0)
-      .map(({ verbs, apiGroups, resources, resourceNames }) =>
-        resourceNames === undefined ? { verbs, apiGroups, resources } : { verbs, apiGroups, resources, resourceNames },
-      ),
-    nonResourceRules: rules
-      .filter(({ nonResourceURLs = [] }) => nonResourceURLs.length > 0)
-      .map(({ verbs, nonResourceURLs }) => ({ verbs, nonResourceURLs })),
+    rules: roles.flatMap(({ role }) => (role === undefined ? [] : readRules(role))),
+    missing: roles.flatMap(({ binding, role }) => (role === undefined ? [readRoleRef(binding)] : [])),
   };
+}
+
+/** One text for several errors, as Go's aggregates have it. */
+export function joinErrors(errors: readonly string[]): string {
+  return errors.length === 1 ? (errors[0] ?? '') : `[${errors.join(', ')}]`;
+}
+
+/** The role that a binding of this namespace names. */
+export function findRole(objects: Objects, { kind, name }: RoleRef, namespace: string | undefined): ClusterObject | undefined {
+  return kind === 'Role' ? objects.find('Role', name, namespace) : objects.find('ClusterRole', name);
+}
+
+function bindingsIn(objects: Objects, namespace = ''): readonly ClusterObject[] {
+  return [...objects.list('ClusterRoleBinding'), ...(namespace === '' ? [] : objects.list('RoleBinding', namespace))];
+}
+
+/** What the RBAC authorizer says of a role that there is not. */
+export function describeMissing({ kind, name }: RoleRef): string {
+  return `${kind.toLowerCase()}.${apiGroup} "${name}" not found`;
 }
 
 /** The 403 that a real API server answers with. */
@@ -163,16 +168,17 @@ function describe({ kind, name, namespace }: Subject): string {
   return kind === 'ServiceAccount' ? `ServiceAccount "${name}/${namespace}"` : `${kind} "${name}"`;
 }
 
-function readRoleRef(binding: ClusterObject): { readonly kind: string; readonly name: string } {
-  const { kind, name }: RoleRef = readRecord(binding['roleRef']);
-  return { kind: kind ?? '', name: name ?? '' };
+function readRoleRef(binding: ClusterObject): RoleRef {
+  const { kind, name } = readRecord(binding['roleRef']);
+  return { kind: readText(kind), name: readText(name) };
 }
 
 function readSubjects({ subjects }: ClusterObject): readonly Subject[] {
   return Array.isArray(subjects) ? subjects.filter((one): one is Subject => isRecord(one)) : [];
 }
 
-function readRules({ rules }: ClusterObject): readonly Rule[] {
+/** The rules of a role. */
+export function readRules({ rules }: JsonRecord): readonly Rule[] {
   return Array.isArray(rules) ? rules.filter((one): one is Rule => isRecord(one)) : [];
 }
 

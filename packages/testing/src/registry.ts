@@ -4,6 +4,7 @@ import { isDeepStrictEqual } from 'node:util';
 import { admit, checkValues, completeAgain } from './admission.ts';
 import type { Answer } from './answer.ts';
 import type { Cluster } from './cluster.ts';
+import { restrictGrant } from './escalation.ts';
 import { isRecord, readRecord, readText } from './json.ts';
 import type { JsonRecord } from './json.ts';
 import { createListing } from './listing.ts';
@@ -87,6 +88,8 @@ export function createRegistry(cluster: Cluster, controllers?: Controllers): (as
     if (name !== '') throw methodNotAllowed();
     const sent = asked.body();
     restrict(asked, 'CREATE', sent);
+    // Where there is no namespace, that is told first.
+    if (!kind.namespaced || objects.find('Namespace', namespace) !== undefined) restrictGrants(asked, sent);
     const object = admit(cluster, kind, namespace, sent);
     if (isDryRun(query)) {
       const metadata = { ...object.metadata, uid: randomUUID(), creationTimestamp: formatTime(cluster.now()) };
@@ -114,6 +117,7 @@ export function createRegistry(cluster: Cluster, controllers?: Controllers): (as
     }
     const after =
       subresource === 'status' ? { ...before, status: sent['status'] } : merge(before, completeAgain(cluster, asNew(kind, sent)));
+    restrictGrants(asked, after, before);
     restrict(asked, 'UPDATE', after, before);
     checkValues(kind.kind, kind.group, after, before);
     if (isDeepStrictEqual(strip(after), strip(before)) || isDryRun(query))
@@ -181,6 +185,10 @@ export function createRegistry(cluster: Cluster, controllers?: Controllers): (as
     const answered = listing.list({ ...asked, as: '' });
     for (const object of listing.matching(asked)) remove(asked, object);
     return answered;
+  }
+
+  function restrictGrants({ kind, namespace, user, name }: ObjectRequest, object: JsonRecord, before?: ClusterObject): void {
+    restrictGrant(objects, user, { kind, namespace, name, object, ...(before === undefined ? {} : { before }) });
   }
 
   function restrict(asked: ObjectRequest, operation: Change['operation'], object: JsonRecord, before?: ClusterObject): void {
