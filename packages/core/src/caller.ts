@@ -110,9 +110,8 @@ const usualGroups = (namespace: string): readonly string[] => [
 
 /** A caller as one string, in a sixth of the memory. */
 export function packCaller({ namespace, name, uid, groups, audiences, extra, expiresAt }: Caller): string {
-  const isUsual = (key: string): boolean => usualExtras.includes(key) && extra[key]?.length === 1;
-  const usual = usualExtras.map((key) => (isUsual(key) ? extra[key]?.[0] : undefined));
-  const others = Object.entries(extra).filter(([key]) => !isUsual(key));
+  const usual = usualExtras.map((key) => (extra[key]?.length === 1 ? extra[key][0] : undefined));
+  const others = Object.entries(extra).filter(([key, values]) => values.length !== 1 || !usualExtras.includes(key));
   const areUsual = groups.length === 3 && usualGroups(namespace).every((group, at) => group === groups[at]);
   return JSON.stringify([namespace, name, uid, areUsual ? 0 : groups, audiences, expiresAt.getTime(), usual, ...others]);
 }
