@@ -142,6 +142,19 @@ describe('authorize', () => {
     assert.equal(await status(await listen(), '/7/8'), 403);
   });
 
+  it('looks at the path as it was sent, whatever is made of it since', async () => {
+    const router = new Router<CallerState>();
+    router.get('/orders/:order', answer);
+    app.use((ctx, next) => {
+      if (ctx.path === '/orders/8') ctx.path = '/orders/7';
+      return next();
+    });
+    app.use(guard.with({ allow: 'any', authorize: { ...readsOrder, name: ({ path }) => path?.slice('/orders/'.length) } }).wrap(router));
+    const origin = await listen();
+    assert.equal((await ask(origin, '/orders/7', as(api))).text, 'order 7');
+    assert.equal(await status(origin, '/orders/8'), 403);
+  });
+
   it('refuses where there are none', async () => {
     const router = new Router<CallerState>();
     router.get('/orders/:order', answer);

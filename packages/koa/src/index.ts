@@ -79,8 +79,7 @@ type Params = AuthorizedRequest['params'];
 const noParams: Params = {};
 
 // What each guard does with a request, by its middleware: a guard is known where it stands in a route, and can be asked before its turn.
-type Place = readonly [route: string | undefined, params: Params | (() => Params)];
-type Step = (ctx: Context, next: Next, ...at: Place) => unknown;
+type Step = (ctx: Context, next: Next, route: string | undefined, params: Params | (() => Params)) => unknown;
 const steps = new WeakMap<object, Step>();
 
 function asMiddleware(guard: Guard): KoaGuard {
@@ -94,9 +93,11 @@ function asMiddleware(guard: Guard): KoaGuard {
     if (error instanceof AuthError || error instanceof ClusterError) ctx.set(error.headers);
     throw error;
   };
-  const admit = (ctx: Context, ...at: Place): void | Promise<void> => {
+  const admit = (ctx: Context, route: string | undefined, params: Params | (() => Params)): void | Promise<void> => {
+    // What a mount or a rewrite has made of it since is not what was sent, which is what `authorize` looks at; Express keeps it itself.
+    if (ctx.req.url !== ctx.originalUrl) Object.assign(ctx.req, { originalUrl: ctx.originalUrl });
     try {
-      const caller = guard.checkNow(ctx.req, ...at);
+      const caller = guard.checkNow(ctx.req, route, params);
       if (!(caller instanceof Promise)) return pass(ctx, caller);
       return caller.then(
         (late) => pass(ctx, late),
@@ -106,20 +107,20 @@ function asMiddleware(guard: Guard): KoaGuard {
       return refuse(ctx, error);
     }
   };
-  const step: Step = (ctx, next, ...at) => {
-    const waiting = admit(ctx, ...at);
+  const step: Step = (ctx, next, route, params) => {
+    const waiting = admit(ctx, route, params);
     return waiting === undefined ? next() : waiting.then(next);
   };
   const koaGuard: KoaGuard = Object.assign(inPlace(step), {
     with: (route: RouteGuard) => asMiddleware(guard.with(route)),
     or(other: Middleware): Middleware {
       if (typeof other !== 'function') throw new TypeError('guard.or(other) takes middleware');
-      return inPlace((ctx, next, ...at) => {
+      return inPlace((ctx, next, route, params) => {
         const isOurs = guard.hasToken(ctx.req);
-        if (isOurs && guard.enforced) return step(ctx, next, ...at);
+        if (isOurs && guard.enforced) return step(ctx, next, route, params);
         setHeaders(ctx, guard.responseHeaders);
         const ask = (): Promise<unknown> => Promise.resolve(other(ctx, next));
-        return isOurs ? step(ctx, ask, ...at) : ask();
+        return isOurs ? step(ctx, ask, route, params) : ask();
       });
     },
     wrap: (router: RouterLike) => wrapRouter(step, router),
