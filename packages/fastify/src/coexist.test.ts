@@ -138,6 +138,11 @@ describe('app.k8sSaAuth.or', () => {
     assert.equal(await outcome({ token: api, user: jane }), `[null,"Bearer ${jane}"]`);
   });
 
+  it('does not share a header: in Authorization it takes a user for a bad token', async () => {
+    await either({ header: 'authorization' });
+    assert.equal(await outcome({ user: jane }), '401');
+  });
+
   it('stands in a route that the registration leaves alone', async () => {
     await start({ routes: 'all' }, (guard) => {
       app.get('/', { config: { k8sSaAuth: false }, onRequest: guard.or(userJwt) }, whoami);
