@@ -83,41 +83,40 @@ function readCredential(rawHeaders: readonly string[], header: TokenHeader): Cre
 function removeHeader(request: IncomingRequest, header: TokenHeader): void {
   // Read first, since Node makes them of rawHeaders when they are first read.
   const { headers, rawHeaders } = request;
-  const isMessage = request instanceof incomingMessage();
-  const { count, distinct } = isMessage ? messageFields() : {};
+  const { message, count, distinct } = (node ??= lookAtNode());
+  const isMessage = request instanceof message;
   if (isMessage) request.headers = without(headers, header);
   else delete headers[header];
   // Hardly anybody reads headersDistinct, so it is not made only to take one out of it.
-  const made = count && distinct ? fieldsOf(request)[distinct] : request.headersDistinct;
+  const isCounted = isMessage && count !== undefined && distinct !== undefined;
+  const made = isCounted ? fieldsOf(request)[distinct] : request.headersDistinct;
   delete (made as IncomingRequest['headersDistinct'])?.[header];
   for (let at = rawHeaders.length - 2; at >= 0; at -= 2) {
     if (isHeader(rawHeaders[at], header)) rawHeaders.splice(at, 2);
   }
-  if (count && distinct) fieldsOf(request)[count] = Math.min(Number(fieldsOf(request)[count]), rawHeaders.length);
+  if (isCounted) fieldsOf(request)[count] = Math.min(Number(fieldsOf(request)[count]), rawHeaders.length);
 }
 
 const fieldsOf = (request: object): Record<symbol, unknown> => request as Record<symbol, unknown>;
 
-// Loaded by whoever has such a request.
-const incomingMessage = (): typeof IncomingMessage => process.getBuiltinModule('node:http').IncomingMessage;
-
-interface MessageFields {
-  readonly count?: symbol | undefined;
-  readonly distinct?: symbol | undefined;
+interface NodeHttp {
+  readonly message: typeof IncomingMessage;
+  /** How many of rawHeaders headersDistinct is made of. */
+  readonly count: symbol | undefined;
+  /** Where it is once it was read. */
+  readonly distinct: symbol | undefined;
 }
 
-let fields: MessageFields | undefined;
+let node: NodeHttp | undefined;
 
-// Where Node keeps headersDistinct once it was read, and how many of rawHeaders it makes it of. It has no public names for them; should it
-// drop these, headersDistinct is made after all.
-function messageFields(): MessageFields {
-  if (fields === undefined) {
-    const empty = Reflect.construct(incomingMessage(), [undefined]) as IncomingMessage;
-    void empty.headersDistinct;
-    const find = (name: string): symbol | undefined => Object.getOwnPropertySymbols(empty).find(({ description }) => description === name);
-    fields = { count: find('kHeadersCount'), distinct: find('kHeadersDistinct') };
-  }
-  return fields;
+// Node has no public names for the two; should it drop these, headersDistinct is made after all. Looked at with the first request, which
+// has loaded node:http.
+function lookAtNode(): NodeHttp {
+  const message = process.getBuiltinModule('node:http').IncomingMessage;
+  const empty = Reflect.construct(message, [undefined]) as IncomingMessage;
+  void empty.headersDistinct;
+  const find = (name: string): symbol | undefined => Object.getOwnPropertySymbols(empty).find(({ description }) => description === name);
+  return { message, count: find('kHeadersCount'), distinct: find('kHeadersDistinct') };
 }
 
 // To delete from an object makes it slow for all that read it later, and costs more than a copy. Whoever holds the old one finds no token there.
