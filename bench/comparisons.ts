@@ -48,41 +48,31 @@ export async function openStage(isQuick: boolean, tell: Stage['tell']): Promise<
 
 type Turn = () => Promise<Rate>;
 
-interface Turns {
-  readonly ratios: readonly number[];
-  readonly cpuRatios: readonly number[];
-  readonly first: Rate;
-  readonly second: Rate;
-}
+type Pair = readonly [Rate, Rate];
 
-// Rounds of A and B in turn; the first ones warm up. The ratios are the second's to the first's, by which the first is the plain one.
-async function interleave(stage: Stage, rounds: number, warmUp: number, first: Turn, second: Turn): Promise<Turns> {
-  const pairs: (readonly [Rate, Rate])[] = [];
+// Rounds of A and B in turn; the first ones warm up.
+async function interleave(stage: Stage, rounds: number, warmUp: number, first: Turn, second: Turn): Promise<readonly Pair[]> {
+  const pairs: Pair[] = [];
   for (let round = -warmUp; round < rounds; round++) {
     stage.tell(round < 0 ? 'warming up' : `round ${round + 1} of ${rounds}`);
     const pair = [await first(), await second()] as const;
     if (round >= 0) pairs.push(pair);
   }
-  const middle = (of: 0 | 1): Rate => ({
-    perSecond: median(pairs.map((pair) => pair[of].perSecond)),
-    cpuMicros: median(pairs.map((pair) => pair[of].cpuMicros)),
-  });
-  return {
-    ratios: pairs.map(([a, b]) => b.perSecond / a.perSecond),
-    cpuRatios: pairs.map(([a, b]) => b.cpuMicros / a.cpuMicros),
-    first: middle(0),
-    second: middle(1),
-  };
+  return pairs;
 }
 
-const ratioFigure = (name: FigureName, { ratios, cpuRatios, first, second }: Turns, [plain, ours]: readonly [string, string]): Figure =>
-  figureOf(name, ratios, {
-    [`${plain}.per_second`]: first.perSecond,
-    [`${ours}.per_second`]: second.perSecond,
-    [`${plain}.cpu_us`]: first.cpuMicros,
-    [`${ours}.cpu_us`]: second.cpuMicros,
-    cpu_ratio: median(cpuRatios),
+// The ratios are the second's to the first's, by which the first is the plain one.
+function ratioFigure(name: FigureName, pairs: readonly Pair[], names: readonly [string, string]): Figure {
+  const middle = (of: 0 | 1, what: keyof Rate): number => median(pairs.map((pair) => pair[of][what]));
+  const ratiosOf = (what: keyof Rate): readonly number[] => pairs.map(([first, second]) => second[what] / first[what]);
+  return figureOf(name, ratiosOf('perSecond'), {
+    [`${names[0]}.per_second`]: middle(0, 'perSecond'),
+    [`${names[1]}.per_second`]: middle(1, 'perSecond'),
+    [`${names[0]}.cpu_us`]: middle(0, 'cpuMicros'),
+    [`${names[1]}.cpu_us`]: middle(1, 'cpuMicros'),
+    cpu_ratio: median(ratiosOf('cpuMicros')),
   });
+}
 
 // Requests to two apps, each in a process of its own, from a third one.
 
@@ -90,31 +80,46 @@ const requestsPerRound = 4_000;
 
 async function compareApps(stage: Stage, name: FigureName, framework: App['framework'], plain: Guarded): Promise<readonly Figure[]> {
   const keys = await publishKeys(stage);
-  await using other = startChild('server.ts', appOf(stage, keys, framework, plain));
-  await using ours = startChild('server.ts', appOf(stage, keys, framework, 'guard'));
+  // A process may be some percent faster than another of the same program for as long as it lives, so a few pairs of them are compared.
+  const [processes, rounds, warmUp] = stage.isQuick ? [2, 4, 2] : [8, 10, 4];
+  const pairs: Pair[] = [];
+  for (let index = 0; index < processes; index++) {
+    const told = { ...stage, tell: (progress: string) => stage.tell(`processes ${index + 1} of ${processes}, ${progress}`) };
+    pairs.push(
+      ...(await compareProcesses(told, name, appOf(stage, keys, framework, plain), appOf(stage, keys, framework, 'guard'), rounds, warmUp)),
+    );
+  }
+  keys.close();
+  return [ratioFigure(name, pairs, [plain === 'bare' ? 'bare' : 'peer', 'guard'])];
+}
+
+async function compareProcesses(
+  stage: Stage,
+  name: string,
+  plain: App,
+  guarded: App,
+  rounds: number,
+  warmUp: number,
+): Promise<readonly Pair[]> {
+  await using other = startChild('server.ts', plain);
+  await using ours = startChild('server.ts', guarded);
   await using load = startChild('load.ts');
+  const isBare = plain.guarded === 'bare';
   // Each is sent the token in the header that it reads by default; where nothing reads it, in ours.
-  const headers = {
-    guard: { accept: '*/*', 'x-client-id': stage.token },
-    peer: { accept: '*/*', authorization: `Bearer ${stage.token}` },
-  };
-  const turn = async (app: Child, sent: Record<string, string>): Promise<Turn> => {
+  const own = { accept: '*/*', 'x-client-id': stage.token };
+  const turn = async (app: Child, headers: Record<string, string>, wanted: number): Promise<Turn> => {
     const { port, path } = await app.ask<Usage>({});
     const { status } = await fetch(`http://127.0.0.1:${port}${path}`);
-    const wanted = app === other && plain === 'bare' ? 200 : 401;
     if (status !== wanted) throw new Error(`${name}: a request without a token is answered ${status}, not ${wanted}`);
     return async () => {
       const before = await app.ask<Usage>({});
-      const { perSecond } = await load.ask<Rate>({ port, path, headers: sent, requests: requestsPerRound } satisfies Even);
+      const { perSecond } = await load.ask<Rate>({ port, path, headers, requests: requestsPerRound } satisfies Even);
       const { cpuMicros } = await app.ask<Usage>({});
       return { perSecond, cpuMicros: (cpuMicros - before.cpuMicros) / requestsPerRound };
     };
   };
-  const [rounds, warmUp] = stage.isQuick ? [8, 2] : [60, 6];
-  const turns = [await turn(other, plain === 'bare' ? headers.guard : headers.peer), await turn(ours, headers.guard)] as const;
-  const measured = await interleave(stage, rounds, warmUp, ...turns);
-  keys.close();
-  return [ratioFigure(name, measured, [plain === 'bare' ? 'bare' : 'peer', 'guard'])];
+  const first = await turn(other, isBare ? own : { accept: '*/*', authorization: `Bearer ${stage.token}` }, isBare ? 200 : 401);
+  return await interleave(stage, rounds, warmUp, first, await turn(ours, own, 401));
 }
 
 export interface PublishedKeys {
