@@ -175,3 +175,48 @@ describe('guard.check in an upgrade listener', () => {
     assert.deepEqual(upgraded, []);
   });
 });
+
+describe('guard.hasToken', () => {
+  let authority: Authority;
+  let guard: Guard;
+  const withHeaders = (...rawHeaders: readonly string[]): Parameters<Guard['hasToken']>[0] => ({
+    headers: {},
+    rawHeaders: [...rawHeaders],
+  });
+
+  before(async () => {
+    authority = await createAuthority();
+    const { apiServer } = await authority.pod('store/store');
+    guard = createGuard({ audience: 'store', allow: ['api/api'], apiServer });
+  });
+  after(async () => {
+    await guard.close();
+    await authority.close();
+  });
+
+  it('sees whatever stands in the header, good or bad', () => {
+    assert.equal(guard.hasToken(withHeaders('X-Client-Id', 'garbage')), true);
+    assert.equal(guard.hasToken(withHeaders('x-client-id', '', 'X-CLIENT-ID', '')), true);
+  });
+
+  it('sees none where the header is absent or empty, or is another', () => {
+    assert.equal(guard.hasToken(withHeaders()), false);
+    assert.equal(guard.hasToken(withHeaders('X-Client-Id', '')), false);
+    assert.equal(guard.hasToken(withHeaders('Authorization', 'Bearer garbage')), false);
+  });
+
+  it('takes nothing off, and sees what a guard has taken off', async () => {
+    const token = await authority.token('api/api', { audience: 'store', pod: 'api-0' });
+    const req = withHeaders('X-Client-Id', token);
+    assert.equal(guard.hasToken(req), true);
+    assert.deepEqual(req.rawHeaders, ['X-Client-Id', token]);
+    await guard.check(req);
+    assert.deepEqual(req.rawHeaders, []);
+    assert.equal(guard.hasToken(req), true);
+  });
+
+  it('stands beside what tells whether passing proves anything', () => {
+    assert.equal(guard.enforced, true);
+    assert.equal(guard.with({ allow: 'any', mode: 'observe' }).enforced, false);
+  });
+});
