@@ -79,6 +79,11 @@ describe('readAuthorize', () => {
     assert.throws(() => readAuthorize(giving(7))(asked), { message: '"authorize.name" gave number, not text' }));
   it('throws where a function gives a promise', () =>
     assert.throws(() => readAuthorize(giving(Promise.resolve('x')))(asked), { message: '"authorize.name" gave object, not text' }));
+  // Else the runner fails this test for a rejection that nobody handled.
+  it('throws where a function gives a promise that rejects', () =>
+    assert.throws(() => readAuthorize(giving(Promise.reject(new Error('late'))))(asked), {
+      message: '"authorize.name" gave object, not text',
+    }));
   it('throws an error of its own where a function throws', () => {
     const cause = Object.assign(new Error('boom'), { status: 200 });
     const failing = {

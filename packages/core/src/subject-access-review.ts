@@ -6,9 +6,10 @@ import type { IncomingHttpHeaders } from 'node:http';
 import type { Answer, ApiServerConnection } from './api-server.ts';
 import type { AskedFor, Caller } from './caller.ts';
 import type { IncomingRequest } from './credential.ts';
+import { printable } from './logger.ts';
 import { traceReview } from './review.ts';
 import { asObject, parseObject } from './screening.ts';
-import { isOutage, printable, reviewKinds, unusable, type Verdict } from './token-review.ts';
+import { isOutage, reviewKinds, unusable, type Verdict } from './token-review.ts';
 
 /** What the functions of `authorize` may look at. */
 export interface AuthorizedRequest extends AskedFor {
@@ -115,6 +116,8 @@ function askFunction(name: string, attribute: Exclude<Attribute, string>, reques
   } catch (cause) {
     throw new Error(`"authorize.${name}" failed`, { cause });
   }
+  // Nobody waits for it, so that its rejection would end the process.
+  if (value instanceof Promise) value.catch(() => undefined);
   if (value !== undefined && typeof value !== 'string') throw new Error(`"authorize.${name}" gave ${typeof value}, not text`);
   return isText(value) ? value : undefined;
 }
