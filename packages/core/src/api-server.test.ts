@@ -6,7 +6,7 @@ import type { ClientRequest } from 'node:http';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, afterEach, before, beforeEach, describe, it, mock } from 'node:test';
-import { promisify } from 'node:util';
+import { inspect, promisify } from 'node:util';
 
 import { type Authority, createAuthority, type Pod } from '@k8s-sa-auth/testing';
 
@@ -311,6 +311,41 @@ describe('connectApiServer, finding the API server', () => {
   it('refuses a kubeconfig that is none', () => {
     const path = kubeconfigWith(() => 'clusters: [');
     assert.throws(() => connect({ kubeconfig: path }), { name: 'TypeError', message: /cannot be read/ });
+  });
+
+  it('tells where a kubeconfig is broken, and nothing that is in it', () => {
+    const path = kubeconfigWith(() => 'users:\n- name: a\n  user:\n    token: s3cret\n    password: hunter2 : x\n');
+    assert.throws(
+      () => connect({ kubeconfig: path }),
+      (error: unknown) =>
+        /cannot be read: it is no YAML from line and column 5:\d+ on$/m.test(String(error)) && !/s3cret|hunter2/.test(inspect(error)),
+    );
+  });
+
+  async function failureOf(program: string): Promise<Error> {
+    const user = JSON.stringify({ exec: { apiVersion: 'client.authentication.k8s.io/v1', command: 'sh', args: ['-c', program] } });
+    const connection = connect({ kubeconfig: kubeconfigWith((text) => text.replace(/"user": ?\{[^}]*\}/, `"user": ${user}`)) });
+    return connection.ask(question, 5_000).then(
+      () => assert.fail('It was answered'),
+      (error: unknown) => error as Error,
+    );
+  }
+
+  it('does not repeat what a program printed in the place of a credential', async () => {
+    const { message } = await failureOf('echo s3cret');
+    assert.match(message, /The program that the kubeconfig runs for them printed what is not JSON$/);
+  });
+
+  it('tells what such a program complains of, in 256 printable characters', async () => {
+    const { message } = await failureOf(`printf 'no session \\033[31m' >&2; seq 1000 >&2; exit 1`);
+    assert.match(message, /cannot be read: no session {2}\[31m1 2 3 [\d ]+$/);
+    assert.ok(message.length < 320);
+  });
+
+  it('does not blame our options for a credential that no header can hold', async () => {
+    const { name, message } = await failureOf(`printf '{"status":{"token":"a\\\\nb"}}'`);
+    assert.equal(name, 'ApiServerError');
+    assert.match(message, /What the kubeconfig gives could not stand in a header$/);
   });
 
   it('refuses an address that is not https:', () => {

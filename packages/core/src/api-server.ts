@@ -4,7 +4,7 @@ import type { IncomingMessage } from 'node:http';
 import type { Agent } from 'node:https';
 
 import { type ApiServer, type Credentials, findEndpoint } from './endpoint.ts';
-import type { Log } from './logger.ts';
+import { type Log, printable } from './logger.ts';
 import type { Claims } from './screening.ts';
 import { claimsOf } from './token-file.ts';
 
@@ -86,7 +86,7 @@ export function connectApiServer(options: ApiServer | undefined, log: Log): ApiS
       if (failing) log.info({ kind: 'api_server_credentials' }, 'The credentials for the API server can be read again');
       failing = false;
     } catch (error) {
-      const message = `The credentials for the API server cannot be read: ${error instanceof Error ? error.message : String(error)}`;
+      const message = `The credentials for the API server cannot be read: ${printable(error instanceof Error ? error.message : String(error))}`;
       if (current === undefined) throw new ApiServerError('own_credentials_unreadable', message);
       if (!failing) log.warn('api_server_credentials', {}, message);
       failing = true;

@@ -8,11 +8,12 @@ import { formatUsername, type Identity, parseUsername } from './caller.ts';
 import { formatCredential, type IncomingRequest, refusalError, takeCredential, type TokenHeader } from './credential.ts';
 import { type ApiServer, findEndpoint } from './endpoint.ts';
 import { type AuthCode, TokenFileError } from './errors.ts';
+import { printable, withoutTokens } from './logger.ts';
 import { type GuardOptions, readConnection, readRoute } from './options.ts';
 import { asObject, type Claims, maxTokenLength, parseJwt, parseObject, screen } from './screening.ts';
 import { createSigningKeys, type SigningKeys } from './signing-keys.ts';
 import { loadSendableToken, podPath, readSmallFile, serviceAccountDirectory } from './token-file.ts';
-import { mayCreate, printable, refuseApiServerAudience, withoutTokens } from './token-review.ts';
+import { mayCreate, refuseApiServerAudience } from './token-review.ts';
 import { createVerification } from './verification.ts';
 
 export { ApiServerError, formatUsername, type Identity, podPath, serviceAccountDirectory, withoutTokens };

@@ -8,6 +8,7 @@ import { delimiter, join } from 'node:path';
 
 import type { KubeConfig } from '@kubernetes/client-node';
 
+import { printable } from './logger.ts';
 import { refuseUnknown } from './options.ts';
 import { maxTokenLength } from './screening.ts';
 import { podPath, readSmallFile, serviceAccountDirectory } from './token-file.ts';
@@ -86,9 +87,14 @@ function kubeconfigEndpoint(file: string | undefined, context: string | undefine
     url: readHttpsUrl(cluster.server, where),
     async readCredentials() {
       const options: RequestOptions = {};
-      await config.applyToHTTPSOptions(options);
+      await config.applyToHTTPSOptions(options).catch((error: unknown) => {
+        // Its message quotes what it could not parse, which may be the credential.
+        throw error instanceof SyntaxError ? new Error('The program that the kubeconfig runs for them printed what is not JSON') : error;
+      });
       const headers = Object.entries(options.headers ?? {}).map(([name, value]) => [name.toLowerCase(), String(value)] as const);
       const basic = options.auth ? [['authorization', `Basic ${Buffer.from(options.auth).toString('base64')}`] as const] : [];
+      if (headers.some(([, value]) => /[^\t\x20-\x7e\x80-\xff]/.test(value)))
+        throw new Error('What the kubeconfig gives could not stand in a header');
       const { ca, cert, key, servername } = options;
       const tls = Object.fromEntries(Object.entries({ ca, cert, key, servername }).filter(([, value]) => value !== undefined));
       return { tls, headers: Object.fromEntries([...basic, ...headers]) };
@@ -107,15 +113,18 @@ function loadKubeconfig(paths: readonly string[]): KubeConfig {
       { cause },
     );
   }
+  let trouble: string;
   try {
     const config = new client.KubeConfig();
     const [only, ...more] = paths;
     if (only !== undefined && more.length === 0) config.loadFromFile(only);
     else config.loadFromDefault();
     return config;
-  } catch (cause) {
-    throw new TypeError(`The kubeconfig ${paths.join(', ')} cannot be read: ${cause instanceof Error ? cause.message : String(cause)}`, {
-      cause,
-    });
+  } catch (error) {
+    const text = error instanceof Error ? error.message : String(error);
+    const [, place] = (error instanceof Error && error.name === 'YAMLException' && /\((\d+:\d+)\)/.exec(text)) || [];
+    trouble = place === undefined ? printable(text) : `it is no YAML from line and column ${place} on`;
   }
+  // Without its cause: a parser's error quotes the lines around the mistake and holds the whole file, credentials and all.
+  throw new TypeError(`The kubeconfig ${paths.join(', ')} cannot be read: ${trouble}`);
 }

@@ -324,6 +324,12 @@ describe('guard.check', () => {
     await assert.rejects(guard.check(carrying(await apiToken())), { status: 503 });
   });
 
+  it('decides without a logger that fails later', async () => {
+    const late = (): Promise<void> => Promise.reject(new Error('log stream destroyed'));
+    // The runner fails this test for a rejection that nobody handles.
+    await assert.rejects(guardWith({ logger: { info: late, warn: late, error: late } }).check(carrying('garbage')), { status: 403 });
+  });
+
   it('asks once for a token that it remembers', async () => {
     const guard = guardWith();
     const token = await apiToken();

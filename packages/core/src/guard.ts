@@ -7,7 +7,7 @@ import { createBreaker } from './breaker.ts';
 import { type AskedFor, type Caller, formatUsername } from './caller.ts';
 import { type IncomingRequest, refusalError, responseHeadersFor, takeCredential, unavailableError } from './credential.ts';
 import { createReporter, type Ruling } from './decision.ts';
-import { createLog } from './logger.ts';
+import { createLog, printable } from './logger.ts';
 import {
   connectionOptions,
   type ConnectionOptions,
@@ -27,7 +27,7 @@ import { type Claims, screen as screenClaims } from './screening.ts';
 import { createSigningKeys } from './signing-keys.ts';
 import { answerRollCall } from './status.ts';
 import { type AuthorizedRequest, plainPath, type Requirement, reviewAccess } from './subject-access-review.ts';
-import { mayCreate, printable, reviewKinds, reviewToken } from './token-review.ts';
+import { mayCreate, reviewKinds, reviewToken } from './token-review.ts';
 import { createVerdicts, type Sourced } from './verdicts.ts';
 import { createVerification } from './verification.ts';
 

@@ -1,4 +1,4 @@
-// Who is told about changes of state, and what happens when nobody listens.
+// Who is told about changes of state, what happens when nobody listens, and what may be told of what others wrote.
 
 /** Pino's order of arguments; `console` does not fit, `fastify.log` and any pino logger do. */
 export interface Logger {
@@ -25,14 +25,29 @@ export function createLog(logger: Logger | undefined): Log {
   if (logger === undefined) return { info: () => {}, warn: (kind, _details, message) => warnOnce(kind, message) };
   // A logger that fails must not decide a request.
   const tell = (level: 'info' | 'warn', details: object, message: string): void => {
+    const fail = (): void => warnOnce('logger_failed', `The logger failed. It was to be told: ${message}`);
     try {
-      logger[level](details, message);
+      const told: unknown = logger[level](details, message);
+      // A promise of an async one that rejects would end the process.
+      if (told instanceof Promise) told.catch(fail);
     } catch {
-      warnOnce('logger_failed', `The logger failed. It was to be told: ${message}`);
+      fail();
     }
   };
   return {
     info: (details, message) => tell('info', details, message),
     warn: (kind, details, message) => tell('warn', { ...details, kind }, message),
   };
+}
+
+/** For the operator's eyes: no token that it may have echoed, nothing that a terminal would obey, and not at any length. */
+export function printable(text: string): string {
+  return withoutTokens(text.slice(0, 2_048))
+    .replaceAll(/[^\x20-\x7e]/g, ' ')
+    .slice(0, 256);
+}
+
+/** The text, with `[token]` for what looks like one. */
+export function withoutTokens(text: string): string {
+  return text.replaceAll(/\be[wy][\w-]{6,}\.[\w-]+(?:\.[\w-]*)?/g, '[token]');
 }

@@ -3,6 +3,7 @@
 import { tracingChannel } from 'node:diagnostics_channel';
 
 import { type Answer, type ApiServerConnection, ApiServerError, type Question } from './api-server.ts';
+import { printable } from './logger.ts';
 import type { Verdict } from './token-review.ts';
 
 /** One review: what the events of the tracing channel `k8s-sa-auth:review` are about. Never holds a token. */
@@ -49,7 +50,7 @@ export function traceReview(
     try {
       return await inquire(ask);
     } catch (error) {
-      if (error instanceof ApiServerError) return { outcome: 'unavailable', reason: error.reason, detail: error.message };
+      if (error instanceof ApiServerError) return { outcome: 'unavailable', reason: error.reason, detail: printable(error.message) };
       throw error;
     }
   };

@@ -3,6 +3,7 @@
 
 import { type Answer, type ApiServerConnection, ApiServerError } from './api-server.ts';
 import { type Caller, createCaller, formatUsername, type Identity, parseUsername } from './caller.ts';
+import { printable } from './logger.ts';
 import { traceReview } from './review.ts';
 import { asObject, type Claims, parseObject } from './screening.ts';
 
@@ -91,18 +92,6 @@ export function unusable({ status, body }: Answer): { readonly outcome: 'unavail
 export function isOutage(error: string): boolean {
   const text = error.replaceAll(/^\[|\]$/g, '');
   return text.endsWith('context deadline exceeded') || text.includes(', Get "https://') || text.includes('etcdserver:');
-}
-
-/** For the operator's eyes: no token that it may have echoed, nothing that a terminal would obey, and not at any length. */
-export function printable(text: string): string {
-  return withoutTokens(text.slice(0, 2_048))
-    .replaceAll(/[^\x20-\x7e]/g, ' ')
-    .slice(0, 256);
-}
-
-/** The text, with `[token]` for what looks like one. */
-export function withoutTokens(text: string): string {
-  return text.replaceAll(/\be[wy][\w-]{6,}\.[\w-]+(?:\.[\w-]*)?/g, '[token]');
 }
 
 /** What a guard may have to create, and the API group of each. */

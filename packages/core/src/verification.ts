@@ -2,6 +2,7 @@
 
 import { type ApiServerConnection, ApiServerError } from './api-server.ts';
 import { createCaller } from './caller.ts';
+import { printable } from './logger.ts';
 import { asObject, type Claims, parseJwt, parseObject } from './screening.ts';
 import type { SigningKeys } from './signing-keys.ts';
 import { refuseApiServerAudience, type Verdict } from './token-review.ts';
@@ -66,7 +67,7 @@ export function createVerification(
     try {
       return await verify(...question);
     } catch (error) {
-      if (error instanceof ApiServerError) return { outcome: 'unavailable', reason: error.reason, detail: error.message };
+      if (error instanceof ApiServerError) return { outcome: 'unavailable', reason: error.reason, detail: printable(error.message) };
       throw error;
     }
   };
