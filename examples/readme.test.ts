@@ -344,6 +344,16 @@ describe('docs/adopting.md', () => {
     }
   }
 
+  it('shows a user who is refused, and keys that cannot be had, which are nobody’s 401', async () => {
+    const users = replace(blockOf(page, 'ts', '// users.ts'), 'https://login.example/.well-known', 'http://127.0.0.1:1');
+    const { userOf }: { readonly userOf: (authorization?: string) => Promise<string> } = await import(write('users-away.ts', users));
+    const { privateKey } = await generateKeyPair('ES256');
+    const jane = await new SignJWT().setProtectedHeader({ alg: 'ES256' }).setSubject('jane').sign(privateKey);
+    await assert.rejects(userOf(), { status: 401 });
+    await assert.rejects(userOf('Bearer garbage'), { status: 401 });
+    await assert.rejects(userOf(`Bearer ${jane}`), (error: object) => !('status' in error));
+  });
+
   it('shows users beside services in Fastify', () => proveOr('fastify'));
   it('shows users beside services in Express', () => proveOr('express'));
   it('shows users beside services in Koa', () => proveOr('koa'));
