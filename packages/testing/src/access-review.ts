@@ -5,8 +5,11 @@ import { authorize, isNode } from './nodes.ts';
 import type { Objects } from './objects.ts';
 import { describeMissing, joinErrors, listRules } from './rbac.ts';
 import type { Attributes, Permission, UserInfo } from './rbac.ts';
+import { isRecord, readList, readText, readTexts } from './json.ts';
+import type { JsonRecord } from './json.ts';
 import { badRequest, invalid } from './status.ts';
 import type { FieldError } from './status.ts';
+import { checkLabelValue, checkQualifiedName } from './validation.ts';
 
 const attributes: Readonly<Record<string, Shape>> = {
   resourceAttributes: {
@@ -69,7 +72,16 @@ export const selfSubjectRulesReviewType: BodyType = bodyType('SelfSubjectRulesRe
 
 /** What is asked, as it was sent. */
 export interface AccessReviewSpec {
-  readonly resourceAttributes?: Readonly<Record<string, string>>;
+  readonly resourceAttributes?: {
+    readonly verb?: string;
+    readonly group?: string;
+    readonly resource?: string;
+    readonly subresource?: string;
+    readonly name?: string;
+    readonly namespace?: string;
+    readonly fieldSelector?: unknown;
+    readonly labelSelector?: unknown;
+  };
   readonly nonResourceAttributes?: { readonly path?: string; readonly verb?: string };
   readonly user?: string;
   readonly groups?: readonly string[];
@@ -93,7 +105,7 @@ export function reviewAccess(objects: Objects, spec: AccessReviewSpec, metadata:
   }
   errors.push(...checkMetadata(metadata, namespace !== undefined));
   if (namespace === undefined) return answer(objects, { username: user, groups }, spec, errors);
-  const asked = resourceAttributes?.['namespace'] ?? '';
+  const asked = resourceAttributes?.namespace ?? '';
   if (resourceAttributes !== undefined && asked !== namespace) {
     const message = `Invalid value: ${JSON.stringify(asked)}: must match metadata.namespace`;
     errors.push({ field: 'spec.resourceAttributes.namespace', message });
@@ -151,9 +163,53 @@ function checkAttributes({ resourceAttributes, nonResourceAttributes }: AccessRe
     const message = `Invalid value: ${formatPath(nonResourceAttributes)}: cannot be specified in combination with resourceAttributes`;
     return [{ field: 'spec.nonResourceAttributes', message }];
   }
-  if (resourceAttributes !== undefined || nonResourceAttributes !== undefined) return [];
+  if (nonResourceAttributes !== undefined) return [];
+  if (resourceAttributes !== undefined) return checkSelectors(resourceAttributes);
   const message = 'Invalid value: null: exactly one of nonResourceAttributes or resourceAttributes must be specified';
   return [{ field: 'spec.resourceAttributes', message }];
+}
+
+function checkSelectors({ fieldSelector, labelSelector }: JsonRecord): FieldError[] {
+  return [...checkSelector('fieldSelector', fieldSelector), ...checkSelector('labelSelector', labelSelector)];
+}
+
+// An operator that is unknown is one of a newer client.
+function checkSelector(name: string, selector: unknown): readonly FieldError[] {
+  if (!isRecord(selector)) return [];
+  const at = `spec.resourceAttributes.${name}`;
+  const raw = readText(selector['rawSelector']);
+  const requirements = readList(selector['requirements']);
+  if (raw === '' && requirements.length === 0) {
+    const message = `Required value: when ${at} is specified, requirements or rawSelector is required`;
+    return [{ field: `${at}.requirements`, message }];
+  }
+  const both = `Invalid value: ${JSON.stringify(raw)}: may not specified at the same time as requirements`;
+  return [
+    ...(raw !== '' && requirements.length > 0 ? [{ field: `${at}.rawSelector`, message: both }] : []),
+    ...requirements.flatMap((one, index) => checkRequirement(one, `${at}.requirements[${index}]`, name === 'labelSelector')),
+  ];
+}
+
+function checkRequirement(requirement: JsonRecord, at: string, isLabel: boolean): readonly FieldError[] {
+  const key = readText(requirement['key']);
+  const operator = readText(requirement['operator']);
+  const values = readTexts(requirement['values'] ?? []);
+  const needsValues = ['In', 'NotIn'].includes(operator) && values.length === 0;
+  const needsNone = ['Exists', 'DoesNotExist'].includes(operator) && values.length > 0;
+  const ofValues = [
+    ...(needsValues ? ["Required value: must be specified when `operator` is 'In' or 'NotIn'"] : []),
+    ...(needsNone ? ["Forbidden: may not be specified when `operator` is 'Exists' or 'DoesNotExist'"] : []),
+  ].map((message) => ({ field: `${at}.values`, message }));
+  const invalidValue = (field: string, value: string, why: string): FieldError => ({
+    field,
+    message: `Invalid value: ${JSON.stringify(value)}: ${why}`,
+  });
+  if (!isLabel) return [...(key === '' ? [{ field: `${at}.key`, message: 'Required value: must be specified' }] : []), ...ofValues];
+  return [
+    ...ofValues,
+    ...checkQualifiedName(key).map((why) => invalidValue(`${at}.key`, key, why)),
+    ...values.flatMap((value, index) => checkLabelValue(value).map((why) => invalidValue(`${at}.values[${index}]`, value, why))),
+  ];
 }
 
 function readAttributes({ resourceAttributes = {}, nonResourceAttributes }: AccessReviewSpec): Attributes {

@@ -2,7 +2,7 @@
 import { randomUUID } from 'node:crypto';
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import { gzipSync } from 'node:zlib';
-import { stringify as stringifyYaml } from 'yaml';
+import { Document, parse as parseYaml, visit } from 'yaml';
 import { EarlyError, formatStatus, notAcceptable } from './status.ts';
 import type { StatusError } from './status.ts';
 
@@ -155,6 +155,19 @@ function sendStream(response: ServerResponse, stream: NonNullable<Answer['stream
 function encode(body: object, { mediaType, pretty }: Wanted): string {
   // Go's encoder ends a line; what is indented does not come from it.
   if (mediaType === 'application/json') return pretty ? JSON.stringify(body, undefined, 2) : `${JSON.stringify(body)}\n`;
-  // YAML 1.1, as Go's encoder writes it: there a time without quotes would be no string.
-  return stringifyYaml(body, { version: '1.1', sortMapEntries: true, indentSeq: false, lineWidth: 0 });
+  // As Go's encoder writes it: YAML 1.1, and in double quotes what would be no string without them.
+  const document = new Document(body, { version: '1.1', sortMapEntries: true });
+  visit(document, {
+    Scalar(_, node) {
+      if (typeof node.value === 'string' && isTaken(node.value)) node.type = 'QUOTE_DOUBLE';
+    },
+  });
+  return document.toString({ indentSeq: false, lineWidth: 0, singleQuote: true });
+}
+
+/** Whether YAML takes a text for a number, a time, a boolean or nothing. */
+function isTaken(text: string): boolean {
+  if (/^0o[0-7]+$/.test(text)) return true;
+  const isSimple = /^[-+.~\w:]*(?: [\d:+-]+)?$/.test(text) && !/^-$|:$/.test(text);
+  return isSimple && typeof parseYaml(text, { version: '1.1' }) !== 'string';
 }

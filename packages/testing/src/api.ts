@@ -24,7 +24,7 @@ import { createRegistry } from './registry.ts';
 import type { Controllers } from './registry.ts';
 import { formatGroupVersion, resourceKinds } from './resources.ts';
 import { createReviews } from './reviews.ts';
-import { methodNotAllowed, noSuchResource, notNegotiable, StatusError, timedOut, unauthorized } from './status.ts';
+import { EarlyError, methodNotAllowed, noSuchResource, notNegotiable, StatusError, timedOut, unauthorized } from './status.ts';
 import { parseTarget } from './target.ts';
 import type { Target } from './target.ts';
 
@@ -136,6 +136,7 @@ export function createApi({
     try {
       if (typeof fault === 'object') return { status: fault.status, headers: fault.headers ?? {}, body: fault.body };
       if (fault === 'unauthorized') throw unauthorized();
+      if (exchange.target.attributes.verb !== 'watch') checkTimeout(exchange.target.query.get('timeout') ?? '');
       const user = authenticateCaller(exchange, fault === 'etcd-outage');
       exchange.user = user;
       if (fault === 'too-many-requests') return tooManyRequests();
@@ -259,6 +260,15 @@ function timeOut(verb: string, { delayMs }: Strike): Answer {
   const reason = isRead ? 'request did not complete within the allotted timeout' : 'request did not complete within requested timeout';
   const error = timedOut(isRead ? reason : `${reason} - context deadline exceeded`);
   return { ...refusal(error), afterMs: delayMs ?? (isRead ? 60_000 : 34_000) };
+}
+
+// Go's words for a text that is no duration.
+function checkTimeout(timeout: string): void {
+  const shown = JSON.stringify(timeout);
+  if (timeout === '' || /^[+-]?(?:0|(?:(?:\d+\.?\d*|\.\d+)(?:ns|us|µs|μs|ms|s|m|h))+)$/.test(timeout)) return;
+  const [, unit] = /^[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:ns|us|µs|μs|ms|s|m|h))*(?:\d+\.?\d*|\.\d+)([^\d.]*)/.exec(timeout) ?? [];
+  const why = unit === undefined ? 'invalid' : unit === '' ? 'missing unit in' : `unknown unit ${JSON.stringify(unit)} in`;
+  throw new EarlyError(400, 'BadRequest', `invalid timeout specified in the request URL - time: ${why} duration ${shown}`);
 }
 
 function isTokenReview({ attributes }: Target): boolean {

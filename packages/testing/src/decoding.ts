@@ -7,7 +7,7 @@ import { JsonSyntaxError, parseJson } from './json-syntax.ts';
 import type { ParsedJson } from './json-syntax.ts';
 import { isRegistered } from './resources.ts';
 import { structOf } from './schemas.ts';
-import { badRequest, StatusError } from './status.ts';
+import { badRequest, StatusError, unrecognized } from './status.ts';
 
 /** What a field of an API type may hold. */
 export type Shape =
@@ -83,7 +83,7 @@ export function parseBody(type: Pick<BodyType, 'kind' | 'apiVersion'>, body: str
   const parsed = yaml ? parseYamlBody(type, body) : parseJsonBody(type, body);
   const kind = isText(parsed.object['kind']) ? parsed.object['kind'] : type.kind;
   const apiVersion = isText(parsed.object['apiVersion']) ? parsed.object['apiVersion'] : type.apiVersion;
-  if (apiVersion.split('/').length > 2) throw unrecognized(type, body, `unexpected GroupVersion string: ${apiVersion}`);
+  if (apiVersion.split('/').length > 2) throw unrecognized(type.kind, body, `unexpected GroupVersion string: ${apiVersion}`);
   const version = versionOf({ apiVersion });
   const refuse = (why: string): StatusError => badRequest(`${kind} in version "${version}" cannot be handled as a ${type.kind}: ${why}`);
   const wrong = describeWrongType(type, { kind, apiVersion });
@@ -199,7 +199,7 @@ function parseJsonBody(type: Pick<BodyType, 'kind'>, body: string): ParsedBody {
     return { object: readTyped(type, value, body), faults: [], duplicates, numbers };
   } catch (error) {
     throw error instanceof JsonSyntaxError
-      ? unrecognized(type, body, `couldn't get version/kind; json parse error: ${error.message}`)
+      ? unrecognized(type.kind, body, `couldn't get version/kind; json parse error: ${error.message}`)
       : error;
   }
 }
@@ -212,7 +212,7 @@ function parseYamlBody(type: Pick<BodyType, 'kind'>, body: string): ParsedBody {
   for (const { code, linePos, pos } of document.errors) {
     const [{ line } = { line: 1 }] = linePos ?? [];
     if (code !== 'DUPLICATE_KEY')
-      throw unrecognized(type, body, `yaml: ${line > 1 ? `line ${line}: ` : ''}${yamlErrors[code] ?? otherYamlError}`);
+      throw unrecognized(type.kind, body, `yaml: ${line > 1 ? `line ${line}: ` : ''}${yamlErrors[code] ?? otherYamlError}`);
     const [, key = ''] = /^["']?([^"':\s]+)/.exec(body.slice(pos[0])) ?? [];
     faults.push(`line ${line}: key "${key}" already set in map`);
   }
@@ -221,7 +221,7 @@ function parseYamlBody(type: Pick<BodyType, 'kind'>, body: string): ParsedBody {
   } catch (error) {
     // An alias that stands for nothing.
     const [, anchor] = /alias.*: (.+)$/.exec(error instanceof ReferenceError ? error.message : '') ?? [];
-    throw anchor === undefined ? error : unrecognized(type, body, `yaml: unknown anchor '${anchor}' referenced`);
+    throw anchor === undefined ? error : unrecognized(type.kind, body, `yaml: unknown anchor '${anchor}' referenced`);
   }
 }
 
@@ -237,7 +237,7 @@ const otherYamlError = 'did not find expected node content';
 // Go looks for kind and apiVersion before it looks at anything else.
 function readTyped(type: Pick<BodyType, 'kind'>, value: unknown, body: string): JsonRecord {
   const refuse = (what: string, where: string): StatusError =>
-    unrecognized(type, body, `couldn't get version/kind; json parse error: json: cannot unmarshal ${what} into Go ${where}`);
+    unrecognized(type.kind, body, `couldn't get version/kind; json parse error: json: cannot unmarshal ${what} into Go ${where}`);
   if (value === null) return {};
   if (!isRecord(value)) {
     throw refuse(
@@ -250,18 +250,6 @@ function readTyped(type: Pick<BodyType, 'kind'>, value: unknown, body: string): 
     if (one !== undefined && one !== null && typeof one !== 'string') throw refuse(goType(one), `struct field .${name} of type string`);
   }
   return value;
-}
-
-function unrecognized({ kind }: Pick<BodyType, 'kind'>, body: string, why: string): StatusError {
-  return badRequest(`the object provided is unrecognized (must be of type ${kind}): ${why} (${summarize(body)})`);
-}
-
-// apimachinery, runtime/serializer/recognizer: thirty bytes of what it could not read, in hex unless it looks like an object.
-function summarize(body: string): string {
-  const bytes = Buffer.from(body);
-  if (bytes.length === 0) return '<empty>';
-  const start = bytes.subarray(0, 30);
-  return `${start.toString(bytes[0] === 0x7b ? 'utf8' : 'hex')}${bytes.length > 30 ? ' ...' : ''}`;
 }
 
 interface Reading {

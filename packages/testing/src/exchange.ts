@@ -146,6 +146,10 @@ export function readDeletion(exchange: Exchange): JsonRecord {
 
 function checkDeletion(options: JsonRecord): JsonRecord {
   const policy = options['propagationPolicy'];
+  if (policy !== undefined && options['orphanDependents'] !== undefined) {
+    const both = `Invalid value: ${JSON.stringify(policy)}: orphanDependents and deletionPropagation cannot be both set`;
+    throw invalid('DeleteOptions', 'meta.k8s.io', '', [{ field: 'propagationPolicy', message: both }]);
+  }
   if (policy === undefined || ['Background', 'Foreground', 'Orphan'].includes(readText(policy))) return options;
   const supported = 'supported values: "Foreground", "Background", "Orphan", "nil"';
   const message = `Unsupported value: ${JSON.stringify(policy)}: ${supported}`;
@@ -227,16 +231,22 @@ function readValidation({ request, target }: Exchange): string {
   const known = ['', 'Ignore', 'Strict', 'Warn'];
   const dryRun = target.query.getAll('dryRun').filter((one) => one !== '');
   const errors = [
+    ...checkPatchOptions(request, target),
+    ...checkManager(target.query.get('fieldManager') ?? ''),
     ...(dryRun.every((one) => one === 'All')
       ? []
       : [{ field: 'dryRun', message: `Unsupported value: ${JSON.stringify(dryRun)}: ${supported(['All'])}` }]),
     ...(known.includes(validation)
       ? []
       : [{ field: 'fieldValidation', message: `Unsupported value: ${JSON.stringify(validation)}: ${supported(known)}` }]),
-    ...checkPatchOptions(request, target),
   ];
   if (errors.length > 0) throw invalid(optionKinds[request.method ?? ''] ?? 'CreateOptions', 'meta.k8s.io', '', errors);
   return validation === '' ? 'Warn' : validation;
+}
+
+function checkManager(manager: string): readonly FieldError[] {
+  const field = 'fieldManager';
+  return Buffer.byteLength(manager) > 128 ? [{ field, message: 'Too long: may not be more than 128 bytes' }] : [];
 }
 
 function checkPatchOptions(request: IncomingMessage, { query }: Target): readonly FieldError[] {

@@ -1,7 +1,7 @@
 // The only place that knows protobuf: the reviews and smaller objects that kubectl and Go clients send in it, turned into JSON's fields.
 import { readRecord } from './json.ts';
 import type { JsonRecord } from './json.ts';
-import { badRequest, StatusError } from './status.ts';
+import { badRequest, StatusError, unrecognized } from './status.ts';
 
 /** The media type. */
 export const protobufType = 'application/vnd.kubernetes.protobuf';
@@ -76,15 +76,15 @@ const kinds: Readonly<Record<string, Message>> = {
 
 /** Decodes a request's body: the envelope `k8s\0`, its kind, and the object in it. Throws a {@link StatusError}: 400, or 415 for a kind that it does not know. */
 export function decodeProtobuf(body: Buffer, expected: string): JsonRecord {
-  const unrecognized = badRequest(
-    `the object provided is unrecognized (must be of type ${expected}): it is no protobuf of a kind that is known`,
-  );
-  if (body.subarray(0, 4).toString('latin1') !== 'k8s\0') throw unrecognized;
+  if (body.subarray(0, 4).toString('latin1') !== 'k8s\0') {
+    throw unrecognized(expected, body, 'provided data does not appear to be a protobuf message, expected prefix [107 56 115 0]');
+  }
+  const broken = badRequest(`the object provided is unrecognized (must be of type ${expected}): it is no protobuf of a kind that is known`);
   try {
     const envelope = new Map(readFields(body.subarray(4)));
     const type = envelope.get(1);
     const raw = envelope.get(2);
-    if (!Buffer.isBuffer(type) || (raw !== undefined && !Buffer.isBuffer(raw))) throw unrecognized;
+    if (!Buffer.isBuffer(type) || (raw !== undefined && !Buffer.isBuffer(raw))) throw broken;
     const { apiVersion, kind = expected } = decodeMessage(type, { 1: ['apiVersion', 'text'], 2: ['kind', 'text'] });
     const shape = typeof kind === 'string' ? kinds[kind] : undefined;
     if (shape === undefined)
@@ -92,7 +92,7 @@ export function decodeProtobuf(body: Buffer, expected: string): JsonRecord {
     return { apiVersion, kind, ...decodeMessage(raw ?? Buffer.alloc(0), shape) };
   } catch (error) {
     // A length that leads beyond the end.
-    throw error instanceof RangeError ? unrecognized : error;
+    throw error instanceof RangeError ? broken : error;
   }
 }
 

@@ -16,7 +16,7 @@ import type { Change } from './nodes.ts';
 import type { UserInfo } from './rbac.ts';
 import { formatGroupVersion, verbsOf } from './resources.ts';
 import type { ResourceKind } from './resources.ts';
-import { badRequest, conflict, methodNotAllowed, noSuchResource, unknownPatchType } from './status.ts';
+import { badRequest, conflict, methodNotAllowed, noSuchResource, StatusError, unknownPatchType } from './status.ts';
 
 /** What follows a change that was asked for over the API: what a cluster's controllers and kubelets do by themselves. */
 export interface Controllers {
@@ -94,6 +94,9 @@ export function createRegistry(cluster: Cluster, controllers?: Controllers): (as
     if (isDryRun(query)) {
       const metadata = { ...object.metadata, uid: randomUUID(), creationTimestamp: formatTime(cluster.now()) };
       return listing.present(asked, { ...object, metadata }, 201);
+    }
+    if (/^\d*[1-9]\d*$/.test(readText(readRecord(sent['metadata'])['resourceVersion']))) {
+      throw new StatusError(500, '', 'resourceVersion should not be set on objects to be created');
     }
     const created = objects.create(object);
     controllers?.created(created);

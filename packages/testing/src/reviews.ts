@@ -9,7 +9,7 @@ import {
   subjectAccessReviewType,
 } from './access-review.ts';
 import type { AccessReviewSpec, SentMetadata } from './access-review.ts';
-import { checkAcceptable } from './answer.ts';
+import { checkAcceptable, objectTypes } from './answer.ts';
 import type { Answer } from './answer.ts';
 import type { Authenticator } from './authentication.ts';
 import type { Cluster } from './cluster.ts';
@@ -22,7 +22,7 @@ import { readRecord } from './json.ts';
 import type { JsonRecord } from './json.ts';
 import { formatTime } from './objects.ts';
 import type { UserInfo } from './rbac.ts';
-import { badRequest, methodNotAllowed, noSuchResource } from './status.ts';
+import { badRequest, methodNotAllowed, noSuchResource, notNegotiable } from './status.ts';
 import { formatTokenRequest, issueToken, tokenRequestType } from './token-request.ts';
 import type { BoundObjectReference } from './token-request.ts';
 import { formatSelfSubjectReview, reviewToken, reviewTokenForAnyAudience, selfSubjectReviewType, tokenReviewType } from './token-review.ts';
@@ -69,6 +69,8 @@ export function createReviews(cluster: Cluster, authenticator: Authenticator): (
     if (create === undefined || (namespace !== '') !== isNamespaced || (name !== '') !== (subresource === 'token')) throw noSuchResource();
     if (exchange.request.method !== 'POST') throw methodNotAllowed();
     checkAcceptable(exchange.request);
+    // A token has no columns.
+    if (subresource === 'token' && exchange.wanted.as.every((one) => one === 'Table')) throw notNegotiable(objectTypes);
     return create();
   };
 

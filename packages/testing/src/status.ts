@@ -34,10 +34,22 @@ export function formatStatus(error: StatusError): object {
     metadata: {},
     status: 'Failure',
     message: error.message,
-    reason: error.reason,
+    ...(error.reason === '' ? {} : { reason: error.reason }),
     ...(error.details === undefined ? {} : { details: error.details }),
     code: error.code,
   };
+}
+
+/** 400 for a body that is no object of a kind that is known. */
+export function unrecognized(kind: string, body: Buffer | string, why: string): StatusError {
+  return badRequest(`the object provided is unrecognized (must be of type ${kind}): ${why} (${summarize(Buffer.from(body))})`);
+}
+
+// apimachinery, runtime/serializer/recognizer: thirty bytes of what it could not read, in hex unless it looks like an object.
+function summarize(bytes: Buffer): string {
+  if (bytes.length === 0) return '<empty>';
+  const start = bytes.subarray(0, 30);
+  return `${start.toString(bytes[0] === 0x7b ? 'utf8' : 'hex')}${bytes.length > 30 ? ' ...' : ''}`;
 }
 
 /** 400. */
