@@ -290,6 +290,17 @@ describe('doctor, in a pod of a caller', () => {
     assert.match(lines[1] ?? '', new RegExp(`^✓ token-file {4}/var/run/secrets/tokens/data-token: for "data-store", ${about}`));
   });
 
+  it('lets nothing through of a file name that a terminal would obey', async () => {
+    writeFileSync(join(root, 'var/run/secrets/tokens', 'a\u009b31m\u202eb'), '');
+    // What cannot be seen, line ends aside.
+    assert.doesNotMatch((await run(only, { env })).out, /[^\n\P{C}]/u);
+  });
+
+  it('prints no token as JSON that stands on a line of its own', async () => {
+    writeFileSync(join(root, 'var/run/secrets/tokens', `a\n${await mintAgo(0)}`.slice(0, 200)), '');
+    assert.match((await run([...only, '--json'], { env })).out, /"subject": "[^"]*a\\n\[token\]"/);
+  });
+
   it('says which file is missing, and which volume brings it', async () => {
     const out = await told('--token-file', '/var/run/secrets/tokens/api-token=secret-store');
     assert.match(out, /^✗ token-file {4}\/var\/run\/secrets\/tokens\/api-token does not exist/);

@@ -10,7 +10,7 @@ export interface Terminal {
   line(text?: string): void;
   /** One line that begins with a coloured mark. */
   marked(mark: Mark, text: string): void;
-  /** Text as it is: help, and YAML of what was named. */
+  /** Lines as they are, but for what a terminal would obey: help, and YAML of what was named. */
   text(text: string): void;
   json(value: object): void;
 }
@@ -33,22 +33,25 @@ export function createTerminal(stream: NodeJS.WriteStream): Terminal {
       const [colour, sign] = marks[mark];
       stream.write(`${styleText(colour, sign, { stream })} ${plain(text)}\n`);
     },
-    text: (text) => void stream.write(text),
+    text: (text) => void stream.write(text.split('\n').map(withoutUnseen).join('\n')),
     json(value) {
       // In ASCII, so that nothing in it is obeyed by a terminal either.
-      const text = JSON.stringify(value, undefined, 2).replaceAll(
-        /[\u007F-\uFFFF]/g,
-        (char) => `\\u${char.charCodeAt(0).toString(16).padStart(4, '0')}`,
-      );
-      stream.write(`${withoutTokens(text)}\n`);
+      const text = JSON.stringify(
+        value,
+        (_key, inner: unknown) => (typeof inner === 'string' ? withoutTokens(inner) : inner),
+        2,
+      ).replaceAll(/[\u007F-\uFFFF]/g, (char) => `\\u${char.charCodeAt(0).toString(16).padStart(4, '0')}`);
+      stream.write(`${text}\n`);
     },
   };
 }
 
 /** The text on one line, without tokens, and without what a terminal would obey or a reader would not see. */
 export function plain(text: string): string {
-  return withoutTokens(text).replaceAll(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Cs}]+/gu, ' ');
+  return withoutUnseen(withoutTokens(text));
 }
+
+const withoutUnseen = (text: string): string => text.replaceAll(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Cs}]+/gu, ' ');
 
 const relative = new Intl.RelativeTimeFormat('en', { numeric: 'always' });
 const units = [
