@@ -3,7 +3,7 @@
 
 import { parseArgs } from 'node:util';
 
-import { describeToken } from '@k8s-sa-auth/core/diagnosis';
+import { describeToken, withoutTokens } from '@k8s-sa-auth/core/diagnosis';
 
 /** A mistake in the command line: it ends the process with 2. */
 export class UsageError extends Error {}
@@ -53,7 +53,7 @@ export function readArguments<const Options extends Readonly<Record<string, Opti
 
 // Whole, or cut short.
 function isToken(text: string): boolean {
-  return describeToken(text) !== undefined || /^e[wy][\w-]{20,}\.[\w-]{20,}(\.[\w-]*)?$/.test(text);
+  return describeToken(text) !== undefined || (withoutTokens(text) === '[token]' && /^.{22,}\..{20,}$/.test(text));
 }
 
 function parse(

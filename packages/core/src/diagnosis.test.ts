@@ -6,7 +6,16 @@ import { after, afterEach, before, beforeEach, describe, it, mock } from 'node:t
 
 import { type Authority, createAuthority, type Pod } from '@k8s-sa-auth/testing';
 
-import { type Cluster, describeToken, findCluster, foresee, inspectTokenFile, parseServiceAccount, requestWith } from './diagnosis.ts';
+import {
+  type Cluster,
+  describeToken,
+  findCluster,
+  foresee,
+  inspectTokenFile,
+  parseServiceAccount,
+  requestWith,
+  withoutTokens,
+} from './diagnosis.ts';
 import { createGuard } from './guard.ts';
 
 let authority: Authority;
@@ -70,6 +79,19 @@ describe('describeToken', () => {
   it('takes the teeth out of what a terminal would obey', () => {
     const described = describeToken(forge({ iss: '\u001B[2J\u202Eissuer', aud: [token] }));
     assert.deepEqual([described?.issuer, described?.audiences], [' [2J issuer', ['[token]']]);
+  });
+
+  it('takes no name for a token', () => {
+    const names = ['ewallet-service.payments', 'eyewear-frontend.shop.svc', 'https://ewok-reviewer-of-the-company.payments-in-production'];
+    assert.deepEqual(describeToken(forge({ aud: names }))?.audiences, names);
+  });
+
+  it('knows a token however its header is written', () => {
+    for (const space of ['', ' ', '\n', '\r\n', '\t'])
+      for (const next of ['"', ' ', '\n', '\t']) {
+        const text = `${Buffer.from(`{${space}${next}${space}"alg":"RS256"}`).toString('base64url')}.e30.c2ln`;
+        assert.equal(withoutTokens(`Bearer ${text}`), 'Bearer [token]');
+      }
   });
 });
 

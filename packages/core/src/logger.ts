@@ -47,7 +47,8 @@ export function printable(text: string): string {
     .slice(0, 256);
 }
 
-/** The text, with `[token]` for what looks like one. */
+/** The text, with `[token]` for what looks like one: base64url of what begins with a brace, then a quote or white space. */
 export function withoutTokens(text: string): string {
-  return text.replaceAll(/\be[wy][\w-]{6,}\.[\w-]+(?:\.[\w-]*)?/g, '[token]');
+  // Capitals tell it from names that begin alike, such as ewallet-service.shop.
+  return text.replaceAll(/\be(?:y[A-L]|w(?=[\w-]*[A-Z])[k-r0-3])[\w-]{5,}\.[\w-]+(?:\.[\w-]*)?/g, '[token]');
 }
