@@ -24,7 +24,7 @@ export interface AuthorizedRequest extends AskedFor {
 }
 
 /** The path of a request, where there are no two ways to read it. */
-export function plainPath({ originalUrl, url = '' }: IncomingRequest): string | undefined {
+export function plainPath({ originalUrl, url = '' }: Pick<IncomingRequest, 'originalUrl' | 'url'>): string | undefined {
   const [path = ''] = (originalUrl ?? url).split(/[?#]/, 1);
   return path.startsWith('/') && !/\/\/|\/\.{1,2}(?:\/|$)|\\|%(?:2[ef5]|5c)/i.test(path) ? path : undefined;
 }
@@ -86,8 +86,8 @@ export function readAuthorize(authorize: unknown): Requirement {
     if (typeof value !== 'function' && !isText(value) && !isCoreGroup) {
       throw new TypeError(`"authorize.${name}" is text or a function of the request, not ${JSON.stringify(value) ?? 'undefined'}`);
     }
-    if (isPath && name === 'path' && typeof value === 'string' && !value.startsWith('/')) {
-      throw new TypeError(`"authorize.path" begins with a slash, not ${JSON.stringify(value)}`);
+    if (isPath && name === 'path' && typeof value === 'string' && !isPlain(value)) {
+      throw new TypeError(`"authorize.path" is a path such as '/reports', without dot segments, not ${JSON.stringify(value)}`);
     }
     attributes.set(name, value as Attribute);
   }
@@ -102,10 +102,11 @@ export function readAuthorize(authorize: unknown): Requirement {
       values[name] = value;
     }
     if (!isPath) return { resourceAttributes: values };
-    return values['path']?.startsWith('/') ? { nonResourceAttributes: values } : undefined;
+    return isPlain(values['path']) ? { nonResourceAttributes: values } : undefined;
   };
 }
 
+const isPlain = (path: string | undefined): boolean => path !== undefined && plainPath({ url: path }) === path;
 const isText = (value: unknown): value is string => typeof value === 'string' && value !== '' && value.length <= maxLength;
 
 // To the API server an empty attribute means "all of them", which no caller should be able to ask about by leaving something out.

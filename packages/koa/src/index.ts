@@ -218,7 +218,7 @@ function withGuard(match: Match, path: string, standard: Step, isExclusive: bool
         return next();
       };
       // As the route will have them; what runs first may be a layer of another pattern.
-      const params = (): Params => layer?.params(path, layer.captures(path), paramsOf(ctx)) ?? noParams;
+      const params = (): Params => layer?.params(path, layer.captures(path), { ...paramsOf(ctx) }) ?? noParams;
       return decide(ctx, go, patternOf(layer), params);
     };
   const guardStack = (layer: Layer): readonly unknown[] => {
