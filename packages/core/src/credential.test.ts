@@ -152,6 +152,13 @@ describe('refusalError', () => {
     assert.equal(error.message, 'A ServiceAccount token is required');
   });
 
+  it('takes down no stack, and lets others do so', () => {
+    const before = Error.stackTraceLimit;
+    assert.equal(refusalError('invalid_token', get, 'x-client-id').stack, 'AuthError: The ServiceAccount token was not accepted');
+    assert.equal(Error.stackTraceLimit, before);
+    assert.match(new Error('x').stack ?? '', /\n {4}at /);
+  });
+
   it('answers 403 to an invalid token in X-Client-Id', () => {
     const error = refusalError('invalid_token', get, 'x-client-id');
     assert.equal(error.status, 403);
