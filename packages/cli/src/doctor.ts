@@ -149,7 +149,7 @@ async function askFirst(cluster: Cluster, deadline: Deadline): Promise<First> {
   try {
     const token = await deadline.within(cluster.ownToken());
     isUnsent = false;
-    return { token, mayReview: await deadline.within(cluster.mayCreate('tokenreviews', deadline.leftMs())) };
+    return { token, mayReview: await deadline.within(cluster.mayCreate('TokenReviews', deadline.leftMs())) };
   } catch (failure) {
     if (failure instanceof ApiServerError) return { failure, isUnsent };
     throw failure;
@@ -222,7 +222,7 @@ async function* checkPermissions(
     };
   else yield permission('tokenreviews', mayReview, who);
   if (!authorize) return;
-  const mayAsk = await failing(deadline.within(cluster.mayCreate('subjectaccessreviews', deadline.leftMs())));
+  const mayAsk = await failing(deadline.within(cluster.mayCreate('SubjectAccessReviews', deadline.leftMs())));
   if (mayAsk instanceof ApiServerError)
     yield { check: 'permission', subject: 'subjectaccessreviews', status: 'wrong', message: mayAsk.message };
   else yield permission('subjectaccessreviews', mayAsk, who);

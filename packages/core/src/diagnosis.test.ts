@@ -214,11 +214,11 @@ describe('findCluster', () => {
   });
 
   it('tells each permission by itself', async () => {
-    assert.equal(await cluster.mayCreate('tokenreviews', 5_000), true);
+    assert.equal(await cluster.mayCreate('TokenReviews', 5_000), true);
     const { apiServer } = await authority.pod('norbac/norbac', { reviews: false });
     const other = findCluster(apiServer);
-    assert.equal(await other.mayCreate('tokenreviews', 5_000), false);
-    assert.equal(await other.mayCreate('subjectaccessreviews', 5_000), false);
+    assert.equal(await other.mayCreate('TokenReviews', 5_000), false);
+    assert.equal(await other.mayCreate('SubjectAccessReviews', 5_000), false);
     other.close();
   });
 
@@ -236,7 +236,7 @@ describe('findCluster', () => {
 
   it('rejects with the reason that a guard would report', async () => {
     authority.fail('outage');
-    await assert.rejects(cluster.mayCreate('tokenreviews', 5_000), { name: 'ApiServerError', reason: 'connection_failed' });
+    await assert.rejects(cluster.mayCreate('TokenReviews', 5_000), { name: 'ApiServerError', reason: 'connection_failed' });
   });
 
   it('throws where there is no API server to be found', () => {

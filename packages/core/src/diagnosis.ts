@@ -13,7 +13,7 @@ import { type GuardOptions, readConnection, readRoute } from './options.ts';
 import { asObject, type Claims, maxTokenLength, parseJwt, parseObject, screen } from './screening.ts';
 import { createSigningKeys, type SigningKeys } from './signing-keys.ts';
 import { loadSendableToken, podPath, readSmallFile, serviceAccountDirectory } from './token-file.ts';
-import { mayCreate, refuseApiServerAudience } from './token-review.ts';
+import { mayCreate, refuseApiServerAudience, reviewKinds } from './token-review.ts';
 import { createVerification } from './verification.ts';
 
 export { ApiServerError, formatUsername, type Identity, podPath, serviceAccountDirectory, withoutTokens };
@@ -166,15 +166,13 @@ export interface Cluster {
   /** Our username, as the API server says it; undefined where it does not (before Kubernetes 1.28). Rejects with an ApiServerError. */
   username(timeoutMs: number): Promise<string | undefined>;
   /** Whether we may create these. Rejects with an ApiServerError. */
-  mayCreate(resource: 'tokenreviews' | 'subjectaccessreviews', timeoutMs: number): Promise<boolean>;
+  mayCreate(kind: keyof typeof reviewKinds, timeoutMs: number): Promise<boolean>;
   /** Loads the keys by which forged tokens are refused. Resolves to what is wrong with that, or to undefined. */
   signingKeys(): Promise<string | undefined>;
   /** Throws a TypeError if one of these is an audience of our own token, hence the API server's. Rejects with an ApiServerError. */
   refuseAudiences(audiences: readonly string[]): Promise<void>;
   close(): void;
 }
-
-const groups = { tokenreviews: 'authentication.k8s.io', subjectaccessreviews: 'authorization.k8s.io' } as const;
 
 /** Throws a TypeError if there is no API server to be found, or none that could be trusted. Touches no network. */
 export function findCluster(options?: ApiServer): Cluster {
@@ -202,7 +200,7 @@ export function findCluster(options?: ApiServer): Cluster {
       const status = answer.status === 201 ? asObject(parseObject(answer.body)?.['status']) : undefined;
       return readText(asObject(status?.['userInfo'])?.['username']);
     },
-    mayCreate: (resource, timeoutMs) => mayCreate(apiServer, { group: groups[resource], resource }, timeoutMs),
+    mayCreate: (kind, timeoutMs) => mayCreate(apiServer, reviewKinds[kind], timeoutMs),
     async signingKeys() {
       if (await signingKeys.load()) return undefined;
       return trouble ?? 'The API server publishes no key that a ServiceAccount token could be signed with';
