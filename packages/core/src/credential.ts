@@ -91,10 +91,21 @@ function removeHeader(request: IncomingRequest, header: TokenHeader): void {
   const isCounted = isMessage && count !== undefined && distinct !== undefined;
   const made = isCounted ? fieldsOf(request)[distinct] : request.headersDistinct;
   delete (made as IncomingRequest['headersDistinct'])?.[header];
-  for (let at = rawHeaders.length - 2; at >= 0; at -= 2) {
-    if (isHeader(rawHeaders[at], header)) rawHeaders.splice(at, 2);
-  }
+  dropPairs(rawHeaders, header);
   if (isCounted) fieldsOf(request)[count] = Math.min(Number(fieldsOf(request)[count]), rawHeaders.length);
+}
+
+// In place, since whoever holds the array must find no token there either; by hand, as splice makes an array of what it takes out.
+function dropPairs(rawHeaders: string[], header: TokenHeader): void {
+  let kept = 0;
+  for (let at = 0; at < rawHeaders.length; at += 2) {
+    const [name = '', value = ''] = [rawHeaders[at], rawHeaders[at + 1]];
+    if (isHeader(name, header)) continue;
+    rawHeaders[kept] = name;
+    rawHeaders[kept + 1] = value;
+    kept += 2;
+  }
+  while (rawHeaders.length > kept) rawHeaders.pop();
 }
 
 const fieldsOf = (request: object): Record<symbol, unknown> => request as Record<symbol, unknown>;

@@ -25,6 +25,7 @@ export interface Decision {
   readonly request: AskedFor;
   /** What decided: local screening, memory, a review (or the signature alone), or an acceptance kept through an outage. */
   readonly source: 'screening' | 'cache' | 'review' | 'signature' | 'stale';
+  /** 0 in a log where nothing had to be waited for, unless somebody subscribed. */
   readonly durationMs: number;
 }
 
@@ -48,8 +49,10 @@ const messages = {
 
 /** Who is told of decisions. */
 export interface Reporter {
+  /** Whether somebody subscribed. Most often nobody listens and all is well, and there is nothing to report. */
+  isHeard(): boolean;
   /** Publishes a ruling with what it was about, and logs it unless all is well. */
-  report(ruling: Ruling, about: Pick<Decision, 'enforced' | 'audiences' | 'request'> & { readonly startedMs: number }): void;
+  report(ruling: Ruling, about: Pick<Decision, 'enforced' | 'audiences' | 'request'> & { readonly startedMs: number | undefined }): void;
   /** Logs what was held back and not yet told. */
   close(): void;
 }
@@ -58,11 +61,10 @@ export interface Reporter {
 export function createReporter(log: Log | undefined): Reporter {
   const lines = log && createLines(log);
   return {
+    isHeard: () => decisions.hasSubscribers,
     report(ruling, { enforced, audiences, request, startedMs }) {
-      // Most decisions: nobody listens, and all is well.
       const isLogged = lines !== undefined && ruling.outcome !== 'allowed';
-      if (!isLogged && !decisions.hasSubscribers) return;
-      const durationMs = performance.now() - startedMs;
+      const durationMs = startedMs === undefined ? 0 : performance.now() - startedMs;
       const about = { enforced, audiences, request, durationMs };
       const decision: Decision =
         ruling.outcome === 'unavailable' ? { ...ruling, code: 'review_unavailable', ...about } : { ...ruling, ...about };

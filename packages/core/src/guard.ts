@@ -126,10 +126,13 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
     const credential = takeCredential(request, header, forwardToken || route.mode === 'observe');
     if ('code' in credential) return { outcome: 'refused', ...credential, source: 'screening' };
     const { token } = credential;
-    const key = verdicts.key(prefix, token, request.socket);
+    const { socket } = request;
+    const held = verdicts.recallHeld(socket, prefix, token);
+    if (held !== undefined) return admit(route, held, request, asked, params);
+    const key = verdicts.key(prefix, token);
     const remembered = verdicts.recall(key);
     if (remembered === undefined) return decideAnew(route, key, token, request, asked, params);
-    if (remembered.outcome === 'accepted') verdicts.hold(request.socket, prefix, token, key);
+    verdicts.hold(socket, prefix, token, key);
     return admit(route, remembered, request, asked, params);
   }
 
@@ -152,14 +155,25 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
     if (route.requirePod && caller.pod === undefined) {
       return { outcome: 'refused', code: 'invalid_token', reason: 'not_bound_to_a_pod', caller, source };
     }
-    const conclude = (isAllowed: boolean): Ruling | Promise<Ruling> => {
-      if (isAllowed !== true) return { outcome: 'refused', code: 'caller_not_allowed', reason: 'not_in_allow', caller, source };
-      if (route.requirement === undefined) return { outcome: 'allowed', caller, source };
-      const read = typeof params === 'function' ? params() : params;
-      return authorize(caller, source, route.requirement({ ...asked, params: read, headers: request.headers, path: plainPath(request) }));
-    };
     const isAllowed = route.isAllowed(caller, asked);
-    return isAllowed instanceof Promise ? isAllowed.then(conclude) : conclude(isAllowed);
+    return isAllowed instanceof Promise
+      ? isAllowed.then((late) => grant(late, route, caller, source, request, asked, params))
+      : grant(isAllowed, route, caller, source, request, asked, params);
+  }
+
+  function grant(
+    isAllowed: boolean,
+    { requirement }: Route,
+    caller: Caller,
+    source: Sourced['source'],
+    request: IncomingRequest,
+    asked: AskedFor,
+    params: ReadParams,
+  ): Ruling | Promise<Ruling> {
+    if (isAllowed !== true) return { outcome: 'refused', code: 'caller_not_allowed', reason: 'not_in_allow', caller, source };
+    if (requirement === undefined) return { outcome: 'allowed', caller, source };
+    const read = typeof params === 'function' ? params() : params;
+    return authorize(caller, source, requirement({ ...asked, params: read, headers: request.headers, path: plainPath(request) }));
   }
 
   // Remembered by all that the cluster is told, since its rules may look at any of it.
@@ -222,9 +236,10 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
       log.warn('observing', { audiences: named }, `The guard for ${named.join(', ')} only observes: nothing is refused`);
     }
 
-    function conclude(ruling: Ruling, request: IncomingRequest, asked: AskedFor, startedMs: number): Caller | undefined {
-      reporter.report(ruling, { enforced, audiences: route.audiences, request: asked, startedMs });
-      if (ruling.outcome === 'allowed') return ruling.caller;
+    function conclude(ruling: Ruling, request: IncomingRequest, asked: AskedFor, startedMs: number | undefined): Caller | undefined {
+      const isAllowed = ruling.outcome === 'allowed';
+      if (!isAllowed || reporter.isHeard()) reporter.report(ruling, { enforced, audiences: route.audiences, request: asked, startedMs });
+      if (isAllowed) return ruling.caller;
       if (!enforced) return undefined;
       throw ruling.outcome === 'refused' ? refusalError(ruling.code, request, header) : unavailableError(request);
     }
@@ -234,12 +249,13 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
       pattern?: string,
       params: ReadParams = {},
     ): Caller | undefined | Promise<Caller | undefined> {
-      const startedMs = performance.now();
+      // The clock is looked at where somebody is told, or something waited for.
+      const startedMs = reporter.isHeard() ? performance.now() : undefined;
       const asked: AskedFor = { method: request.method ?? 'GET', route: pattern };
       const ruling = (enforced ? decide : observe)(route, prefix, request, asked, params);
-      return ruling instanceof Promise
-        ? ruling.then((late) => conclude(late, request, asked, startedMs))
-        : conclude(ruling, request, asked, startedMs);
+      if (!(ruling instanceof Promise)) return conclude(ruling, request, asked, startedMs);
+      const sinceMs = startedMs ?? performance.now();
+      return ruling.then((late) => conclude(late, request, asked, sinceMs));
     }
 
     return {

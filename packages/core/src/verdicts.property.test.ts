@@ -219,25 +219,41 @@ describe('createVerdicts, whatever happens', () => {
     );
   });
 
-  it('gives a token the same key on every connection, whatever that has seen before', () => {
-    const verdicts = createVerdicts(nothingKept, { isOpen: () => false, report: () => {} }, quiet);
+  it('recalls by a connection what it recalls by the key, or nothing', async () => {
+    const ttl = { verification: 'review' as const, cacheTtlMs: 60_000, refusalTtlMs: 5_000, staleIfErrorMs: 300_000 };
     const requests = fc.record({
-      connection: fc.nat({ max: 2 }),
-      audience: fc.constantFrom('a', 'b'),
-      token: fc.constantFrom('t', 't1', '1t', 'long enough to be compared by its bytes'),
-      isAccepted: fc.boolean(),
+      connection: fc.constantFrom(0, 0, 0, 1, 2),
+      audience: fc.constantFrom('a', 'a', 'a', 'b'),
+      token: fc.constantFrom('t', 't', 't', 't1'),
+      waitMs: fc.constantFrom(0, 0, 0, 0, 0, 1, 59_999, 60_000, -10_000),
+      ending: fc.constantFrom('none', 'none', 'accepted', 'accepted for 20 s', 'refused', 'unavailable'),
     });
-    fc.assert(
-      fc.property(fc.array(requests, { maxLength: 20 }), (all) => {
+    let recalledByConnection = 0;
+    await fc.assert(
+      fc.asyncProperty(fc.array(requests, { maxLength: 30 }), async (all) => {
+        let nowMs = start;
+        mock.timers.setTime(nowMs);
+        const verdicts = createVerdicts(ttl, { isOpen: () => false, report: () => {} }, quiet);
         const connections = [{}, {}, undefined];
-        for (const { connection, audience, token, isAccepted } of all) {
+        for (const { connection: at, audience, token, waitMs, ending } of all) {
+          mock.timers.setTime((nowMs += waitMs));
+          const connection = connections[at];
           const prefix = verdicts.prefix([audience]);
-          const key = verdicts.key(prefix, token, connections[connection]);
-          assert.equal(key, verdicts.key(prefix, token));
-          if (isAccepted) verdicts.hold(connections[connection], prefix, token, key);
+          const key = verdicts.key(prefix, token);
+          const byConnection = verdicts.recallHeld(connection, prefix, token);
+          if (byConnection !== undefined) {
+            recalledByConnection += 1;
+            assert.deepEqual(byConnection, verdicts.recall(key));
+          }
+          if (ending === 'accepted') await verdicts.ask(key, undefined, async () => accepted(nowMs + 3_600_000));
+          if (ending === 'accepted for 20 s') await verdicts.ask(key, undefined, async () => accepted(nowMs + 20_000));
+          if (ending === 'refused') await verdicts.ask(key, undefined, async () => ({ outcome: 'refused', reason: 'review_refused' }));
+          if (ending === 'unavailable') await verdicts.ask(key, undefined, async () => ({ outcome: 'unavailable', reason: 'timeout' }));
+          verdicts.hold(connection, prefix, token, key);
         }
       }),
       cases(),
     );
+    assert.ok(recalledByConnection > 0);
   });
 });

@@ -281,6 +281,33 @@ describe('createVerdicts', () => {
     assert.equal(callerOf(verdicts.recall('first')), callerOf(again));
   });
 
+  it('holds the last accepted token of a connection, and accepts it no longer than the memory does', async () => {
+    const verdicts = createVerdicts(options, shut, quiet);
+    const [connection, prefix] = [{}, verdicts.prefix(['a'])];
+    const key = verdicts.key(prefix, 't');
+    const recalled = (): string | undefined => verdicts.recallHeld(connection, prefix, 't')?.source;
+    const meet = async (verdict: Verdict): Promise<void> => {
+      await verdicts.ask(key, undefined, answering(verdict));
+      verdicts.hold(connection, prefix, 't', key);
+    };
+
+    verdicts.hold(connection, prefix, 't', key);
+    assert.equal(recalled(), undefined);
+    await meet(accepted());
+    assert.equal(recalled(), 'cache');
+    assert.equal(verdicts.recallHeld(connection, prefix, 't1'), undefined);
+    assert.equal(verdicts.recallHeld(connection, verdicts.prefix(['b']), 't'), undefined);
+    assert.equal(verdicts.recallHeld({}, prefix, 't'), undefined);
+    await verdicts.ask(key, undefined, answering(refused));
+    assert.equal(recalled(), undefined, 'after a refusal');
+    await meet(accepted());
+    for (let index = 0; index < 1_000; index++) await verdicts.ask(`k${index}`, undefined, answering(accepted()));
+    assert.equal(recalled(), undefined, 'after others have pushed it out');
+    await meet(accepted());
+    mock.timers.tick(60_000);
+    assert.equal(recalled(), undefined, 'after cacheTtlMs');
+  });
+
   it('keys by audiences and token, and by neither alone', () => {
     const verdicts = createVerdicts(options, shut, quiet);
     const key = (audiences: readonly string[], token: string): string => verdicts.key(verdicts.prefix(audiences), token);

@@ -23,16 +23,23 @@ export type Sourced = Verdict & { readonly source: 'cache' | 'review' | 'signatu
 type Accepted = Extract<Verdict, { outcome: 'accepted' }> & { readonly source: 'cache' };
 type Refused = Extract<Sourced, { outcome: 'refused' }>;
 
+// Points at the memory's own entry, so that nothing is accepted by it that would not be accepted without it.
+interface Held {
+  readonly prefix: string;
+  readonly token: string;
+  readonly entry: Kept<string>;
+  readonly accepted: Accepted;
+}
+
 export interface Verdicts {
   /** The part of a key that a set of audiences contributes: made once for each route. */
   prefix(audiences: readonly string[]): string;
-  /**
-   * The key of a token. Neither the token nor a hash that another process could compute stays in memory, but for the last accepted token of a
-   * live connection: it is compared, which costs a tenth of hashing it (docs/decisions/006).
-   */
-  key(prefix: string, token: string, connection?: object | null): string;
-  /** The last accepted token of a connection, for as long as that lives. */
+  /** The key of a token. Neither the token nor a hash that another process could compute stays in memory, but for what `hold` holds. */
+  key(prefix: string, token: string): string;
+  /** Holds the last accepted token of a connection for as long as that lives: comparing costs a tenth of hashing (docs/decisions/006). */
   hold(connection: object | null | undefined, prefix: string, token: string, key: string): void;
+  /** What `recall` would say of the token's key, where this is the token that the connection holds and it is still accepted. */
+  recallHeld(connection: object | null | undefined, prefix: string, token: string): Sourced | undefined;
   /** The verdict that is still good, without waiting. */
   recall(key: string): Sourced | undefined;
   /** Whether a review accepted this token lately, so that it is certainly not forged. */
@@ -72,7 +79,7 @@ export function createVerdicts(
   const refusals = createMemory<Refused>(maxRefusals);
   const flights = new Map<string, Promise<Sourced>>();
   const processKey = randomBytes(32).toString('base64');
-  const held = new WeakMap<object, { readonly prefix: string; readonly token: string; readonly key: string }>();
+  const held = new WeakMap<object, Held>();
   let isDown = false;
   let warnedAtMs = -Infinity;
 
@@ -149,13 +156,15 @@ export function createVerdicts(
       const named = audiences.toSorted().map((audience) => `${audience.length}:${audience}`);
       return `${processKey} ${source} ${named.join('')} `;
     },
-    key(prefix, token, connection) {
-      const last = connection ? held.get(connection) : undefined;
-      if (last !== undefined && last.token === token && last.prefix === prefix) return last.key;
-      return hash('sha256', prefix + token, 'binary');
-    },
+    key: (prefix, token) => hash('sha256', prefix + token, 'binary'),
     hold(connection, prefix, token, key) {
-      if (connection && held.get(connection)?.key !== key) held.set(connection, { prefix, token, key });
+      const [entry, accepted] = [acceptances.find(key), acceptedWithin(key, cacheTtlMs)];
+      if (connection && entry && accepted) held.set(connection, { prefix, token, entry, accepted });
+    },
+    recallHeld(connection, prefix, token) {
+      const last = connection ? held.get(connection) : undefined;
+      if (last === undefined || last.token !== token || last.prefix !== prefix) return undefined;
+      return acceptances.read(last.entry, cacheTtlMs) === undefined ? undefined : last.accepted;
     },
     recall: (key) => acceptedWithin(key, cacheTtlMs) ?? refusals.recall(key, refusalTtlMs),
     isKnown: (key) => acceptances.recall(key, staleIfErrorMs) !== undefined,
@@ -184,6 +193,9 @@ const isNoFailure = new Set([...isOurLimit, 'too_many_requests', 'review_timed_o
 
 interface Memory<V> {
   recall(key: string, ttlMs: number): V | undefined;
+  find(key: string): Kept<V> | undefined;
+  /** What is in an entry, if that is still good. */
+  read(entry: Kept<V>, ttlMs: number): V | undefined;
   keep(key: string, owner: string | undefined, value: V, sinceMs: number, expiresAtMs?: number): void;
   forget(key: string): void;
   size(): number;
@@ -195,7 +207,8 @@ interface Owner {
 }
 
 interface Kept<V> {
-  readonly value: V;
+  /** Undefined once it was forgotten: whoever still has the entry finds nothing. */
+  value: V | undefined;
   readonly sinceMs: number;
   readonly expiresAtMs: number;
   readonly owner: Owner | undefined;
@@ -208,7 +221,9 @@ function createMemory<V>(max: number): Memory<V> {
   const owners = new Map<string, Owner>();
   const kept = new LRUCache<string, Kept<V>>({
     max,
-    dispose({ owner }, key) {
+    dispose(entry, key) {
+      entry.value = undefined;
+      const { owner } = entry;
       if (owner === undefined) return;
       owner.keys.delete(key);
       if (owner.keys.size === 0) owners.delete(owner.name);
@@ -223,15 +238,20 @@ function createMemory<V>(max: number): Memory<V> {
     return owner;
   }
 
+  function read({ value, sinceMs, expiresAtMs }: Kept<V>, ttlMs: number): V | undefined {
+    const nowMs = Date.now() - bornMs;
+    const ageMs = nowMs - sinceMs;
+    // A clock that was set back makes nothing younger than it is.
+    return ageMs >= 0 && ageMs < ttlMs && nowMs < expiresAtMs ? value : undefined;
+  }
+
   return {
     recall(key, ttlMs) {
       const entry = kept.get(key);
-      if (entry === undefined) return undefined;
-      const nowMs = Date.now() - bornMs;
-      const ageMs = nowMs - entry.sinceMs;
-      // A clock that was set back makes nothing younger than it is.
-      return ageMs >= 0 && ageMs < ttlMs && nowMs < entry.expiresAtMs ? entry.value : undefined;
+      return entry && read(entry, ttlMs);
     },
+    find: (key) => kept.get(key),
+    read,
     keep(key, ownerName, value, sinceMs, expiresAtMs = Infinity) {
       kept.delete(key);
       const owner = ownerName === undefined ? undefined : ownerOf(ownerName);

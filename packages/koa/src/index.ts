@@ -141,10 +141,12 @@ function inPlace(step: Step): Middleware<CallerState> {
 }
 
 function setHeaders(ctx: Context, headers: Readonly<Record<string, string>>): void {
+  const { res } = ctx;
+  if (res.headersSent) return;
   for (const name in headers) {
     const value = headers[name] ?? '';
-    if (name === 'vary' && ctx.res.hasHeader(name)) ctx.vary(value);
-    else ctx.set(name, value);
+    if (name === 'vary' && res.hasHeader(name)) ctx.vary(value);
+    else res.setHeader(name, value);
   }
 }
 
