@@ -14,7 +14,7 @@ import { type Authority, createAuthority, type Pod } from '@k8s-sa-auth/testing'
 import { type Child, type Rate, startChild } from './child.ts';
 import type { Calls, Requests } from './client.ts';
 import type { Crowd, Decider, Task } from './decider.ts';
-import { type Figure, type FigureName, figureOf, median } from './figures.ts';
+import { type Details, type Figure, type FigureName, figureOf, median } from './figures.ts';
 import type { Even, Felt, Paced } from './load.ts';
 import type { Reviewer, Tokens } from './reviewer.ts';
 import { simulate } from './scale.ts';
@@ -48,29 +48,33 @@ export async function openStage(isQuick: boolean, tell: Stage['tell']): Promise<
 
 type Turn = () => Promise<Rate>;
 
-type Pair = readonly [Rate, Rate];
+// What each of those that are compared did in one round: first the plain one, then ours, then what may stand beside them.
+type Round = readonly [Rate, Rate, ...Rate[]];
 
 // Rounds of A and B in turn; the first ones warm up.
-async function interleave(stage: Stage, rounds: number, warmUp: number, first: Turn, second: Turn): Promise<readonly Pair[]> {
-  const pairs: Pair[] = [];
-  for (let round = -warmUp; round < rounds; round++) {
-    stage.tell(round < 0 ? 'warming up' : `round ${round + 1} of ${rounds}`);
-    const pair = [await first(), await second()] as const;
-    if (round >= 0) pairs.push(pair);
+async function interleave(stage: Stage, count: number, warmUp: number, turns: readonly [Turn, Turn, ...Turn[]]): Promise<readonly Round[]> {
+  const rounds: Round[] = [];
+  const [first, second, ...others] = turns;
+  for (let at = -warmUp; at < count; at++) {
+    stage.tell(at < 0 ? 'warming up' : `round ${at + 1} of ${count}`);
+    const round: [Rate, Rate, ...Rate[]] = [await first(), await second()];
+    for (const turn of others) round.push(await turn());
+    if (at >= 0) rounds.push(round);
   }
-  return pairs;
+  return rounds;
 }
 
 // The ratios are the second's to the first's, by which the first is the plain one.
-function ratioFigure(name: FigureName, pairs: readonly Pair[], names: readonly [string, string]): Figure {
-  const middle = (of: 0 | 1, what: keyof Rate): number => median(pairs.map((pair) => pair[of][what]));
-  const ratiosOf = (what: keyof Rate): readonly number[] => pairs.map(([first, second]) => second[what] / first[what]);
+function ratioFigure(name: FigureName, rounds: readonly Round[], names: readonly [string, string], beside: Details = {}): Figure {
+  const middle = (of: 0 | 1, what: keyof Rate): number => median(rounds.map((round) => round[of][what]));
+  const ratiosOf = (what: keyof Rate): readonly number[] => rounds.map(([first, second]) => second[what] / first[what]);
   return figureOf(name, ratiosOf('perSecond'), {
     [`${names[0]}.per_second`]: middle(0, 'perSecond'),
     [`${names[1]}.per_second`]: middle(1, 'perSecond'),
     [`${names[0]}.cpu_us`]: middle(0, 'cpuMicros'),
     [`${names[1]}.cpu_us`]: middle(1, 'cpuMicros'),
     cpu_ratio: median(ratiosOf('cpuMicros')),
+    ...beside,
   });
 }
 
@@ -80,47 +84,55 @@ const requestsPerRound = 4_000;
 
 async function compareApps(stage: Stage, name: FigureName, framework: App['framework'], plain: Guarded): Promise<readonly Figure[]> {
   const keys = await publishKeys(stage);
-  // A process may be some percent faster than another of the same program for as long as it lives, so a few pairs of them are compared.
-  const [processes, rounds, warmUp] = stage.isQuick ? [2, 4, 2] : [8, 10, 4];
-  const pairs: Pair[] = [];
+  // A process may be some percent faster than another of the same program for as long as it lives, so a few of each are compared.
+  const [processes, count, warmUp] = stage.isQuick ? [2, 4, 2] : [8, 10, 4];
+  const isBare = plain === 'bare';
+  const names: readonly Guarded[] = isBare ? [plain, 'guard', 'bare without headers'] : [plain, 'guard'];
+  const compared = names.map((each) => appOf(stage, keys, framework, each));
+  const rounds: Round[] = [];
   for (let index = 0; index < processes; index++) {
     const told = { ...stage, tell: (progress: string) => stage.tell(`processes ${index + 1} of ${processes}, ${progress}`) };
-    pairs.push(
-      ...(await compareProcesses(told, name, appOf(stage, keys, framework, plain), appOf(stage, keys, framework, 'guard'), rounds, warmUp)),
-    );
+    rounds.push(...(await compareProcesses(told, name, compared, count, warmUp)));
   }
   keys.close();
-  return [ratioFigure(name, pairs, [plain === 'bare' ? 'bare' : 'peer', 'guard'])];
+  // The answer's two headers are part of what a guard costs, though any app that keeps its answers out of shared caches sends them.
+  const beside = isBare && {
+    ratio_to_bare_without_headers: median(rounds.map(([, ours, other]) => ours.perSecond / (other?.perSecond ?? 0))),
+  };
+  return [ratioFigure(name, rounds, [isBare ? 'bare' : 'peer', 'guard'], { ...beside })];
 }
 
 async function compareProcesses(
   stage: Stage,
   name: string,
-  plain: App,
-  guarded: App,
-  rounds: number,
+  apps: readonly App[],
+  count: number,
   warmUp: number,
-): Promise<readonly Pair[]> {
-  await using other = startChild('server.ts', plain);
-  await using ours = startChild('server.ts', guarded);
-  await using load = startChild('load.ts');
-  const isBare = plain.guarded === 'bare';
-  // Each is sent the token in the header that it reads by default; where nothing reads it, in ours.
-  const own = { accept: '*/*', 'x-client-id': stage.token };
-  const turn = async (app: Child, headers: Record<string, string>, wanted: number): Promise<Turn> => {
-    const { port, path } = await app.ask<Usage>({});
+): Promise<readonly Round[]> {
+  await using processes = new AsyncDisposableStack();
+  const load = processes.use(startChild('load.ts'));
+  const start = async (app: App): Promise<Turn> => {
+    const child = processes.use(startChild('server.ts', app));
+    const { port, path } = await child.ask<Usage>({});
     const { status } = await fetch(`http://127.0.0.1:${port}${path}`);
+    const wanted = isUnguarded(app) ? 200 : 401;
     if (status !== wanted) throw new Error(`${name}: a request without a token is answered ${status}, not ${wanted}`);
+    // Each is sent the token in the header that it reads by default; where nothing reads it, in ours.
+    const isPeer = !isUnguarded(app) && app.guarded !== 'guard';
+    const headers = { accept: '*/*', ...(isPeer ? { authorization: `Bearer ${stage.token}` } : { 'x-client-id': stage.token }) };
     return async () => {
-      const before = await app.ask<Usage>({});
+      const before = await child.ask<Usage>({});
       const { perSecond } = await load.ask<Rate>({ port, path, headers, requests: requestsPerRound } satisfies Even);
-      const { cpuMicros } = await app.ask<Usage>({});
+      const { cpuMicros } = await child.ask<Usage>({});
       return { perSecond, cpuMicros: (cpuMicros - before.cpuMicros) / requestsPerRound };
     };
   };
-  const first = await turn(other, isBare ? own : { accept: '*/*', authorization: `Bearer ${stage.token}` }, isBare ? 200 : 401);
-  return await interleave(stage, rounds, warmUp, first, await turn(ours, own, 401));
+  const [first, second, ...others] = await Promise.all(apps.map(start));
+  if (first === undefined || second === undefined) throw new Error(`${name}: two apps are compared`);
+  return await interleave(stage, count, warmUp, [first, second, ...others]);
 }
+
+const isUnguarded = ({ guarded }: App): boolean => guarded === 'bare' || guarded === 'bare without headers';
 
 export interface PublishedKeys {
   readonly jwksUri: string;
@@ -175,7 +187,7 @@ async function compareReviews(stage: Stage, name: FigureName, by: 'sdk' | 'https
     (child: Child): Turn =>
     () =>
       child.ask<Rate>({ tokens } satisfies Tokens);
-  const measured = await interleave(stage, stage.isQuick ? 4 : 15, stage.isQuick ? 1 : 2, turn(other), turn(ours));
+  const measured = await interleave(stage, stage.isQuick ? 4 : 15, stage.isQuick ? 1 : 2, [turn(other), turn(ours)]);
   return [ratioFigure(name, measured, [by, 'guard'])];
 }
 
@@ -291,7 +303,7 @@ async function compareClients(stage: Stage): Promise<readonly Figure[]> {
     (by: Requests['by']): Turn =>
     () =>
       client.ask<Rate>({ by, requests: 2_000 } satisfies Requests);
-  const measured = await interleave(stage, stage.isQuick ? 15 : 100, 5, turn('hand'), turn('interceptor'));
+  const measured = await interleave(stage, stage.isQuick ? 15 : 100, 5, [turn('hand'), turn('interceptor')]);
   return [ratioFigure('client.undici', measured, ['hand', 'interceptor'])];
 }
 

@@ -17,8 +17,15 @@ import koaJwt from 'koa-jwt';
 
 import { answerParent } from './child.ts';
 
-/** What stands before the route: nothing, our guard, or a peer. */
-export type Guarded = 'bare' | 'guard' | '@fastify/jwt' | '@fastify/jwt with its cache' | 'koa-jwt' | 'express-oauth2-jwt-bearer';
+/** What stands before the route: nothing (the answer's headers set by the handler, or none), our guard, or a peer. */
+export type Guarded =
+  | 'bare'
+  | 'bare without headers'
+  | 'guard'
+  | '@fastify/jwt'
+  | '@fastify/jwt with its cache'
+  | 'koa-jwt'
+  | 'express-oauth2-jwt-bearer';
 
 /** How an app is made: the same route, and what is needed by whatever stands before it. */
 export interface App {
@@ -50,6 +57,8 @@ export interface Usage {
 
 const order = { id: 'b7d1', state: 'shipped', items: 3 };
 const path = '/orders/b7d1';
+// As the guard sets them.
+const answerHeaders = { 'cache-control': 'private', vary: 'X-Client-Id' };
 const allow = ['api/api'];
 
 const starts: Readonly<Record<App['framework'], (app: App) => Promise<Server>>> = {
@@ -70,7 +79,8 @@ const starts: Readonly<Record<App['framework'], (app: App) => Promise<Server>>> 
         }
       });
     }
-    app.get(path, () => order);
+    if (guarded === 'bare') app.get(path, (_request, reply) => reply.headers(answerHeaders).send(order));
+    else app.get(path, () => order);
     await app.listen({ host: '127.0.0.1', port: 0 });
     return app.server;
   },
@@ -78,7 +88,10 @@ const starts: Readonly<Record<App['framework'], (app: App) => Promise<Server>>> 
     const app = express();
     if (guarded === 'guard') app.use(expressGuard({ audience, allow, apiServer }));
     if (guarded === 'express-oauth2-jwt-bearer') app.use(auth({ jwksUri, issuer, audience }));
-    app.get(path, (_request, response) => void response.json(order));
+    app.get(path, (_request, response) => {
+      if (guarded === 'bare') response.set(answerHeaders);
+      response.json(order);
+    });
     return await listening(app.listen(0, '127.0.0.1'));
   },
   async koa({ guarded, audience, apiServer, publicKey }) {
@@ -86,7 +99,9 @@ const starts: Readonly<Record<App['framework'], (app: App) => Promise<Server>>> 
     if (guarded === 'guard') app.use(koaGuard({ audience, allow, apiServer }));
     if (guarded === 'koa-jwt') app.use(koaJwt({ secret: publicKey }));
     app.use((ctx) => {
-      if (ctx.path === path) ctx.body = order;
+      if (ctx.path !== path) return;
+      if (guarded === 'bare') ctx.set(answerHeaders);
+      ctx.body = order;
     });
     return await listening(app.listen(0, '127.0.0.1'));
   },
