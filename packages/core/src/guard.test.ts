@@ -129,6 +129,32 @@ describe('guard.check', () => {
     assert.match(last().detail ?? '', /go-jose/);
   });
 
+  for (const verification of ['review', 'signature'] as const) {
+    it(`screens one signature in each turn of the event loop, and a remembered caller waits for none of them (${verification})`, async () => {
+      const guard = guardWith({ verification });
+      await guard.ready();
+      const token = await apiToken();
+      await guard.check(carrying(token));
+      const refused: string[] = [];
+      const cut = token.lastIndexOf('.') + 1;
+      const forgeries = ['AAAA', 'BBBB', 'CCCC', 'AAAA'].map((start) =>
+        guard.check(carrying(`${token.slice(0, cut)}${start}${token.slice(cut + 4)}`)).catch(() => refused.push(start)),
+      );
+      assert.equal((guard.checkNow(carrying(token)) as Caller).serviceAccount, 'api/api');
+      const seen: number[] = [];
+      while (refused.length < 4) {
+        await new Promise(setImmediate);
+        seen.push(refused.length);
+      }
+      await Promise.all(forgeries);
+      assert.deepEqual(
+        seen.filter((count) => count > 0),
+        [2, 3, 4],
+      );
+      assert.equal(last().reason, 'forged');
+    });
+  }
+
   it('refuses a forged token without asking, once it has the cluster’s keys', async () => {
     const guard = guardWith();
     await guard.ready();

@@ -24,10 +24,11 @@ import {
 import { createPlaces } from './places.ts';
 import { createReadiness } from './readiness.ts';
 import { type Claims, screen as screenClaims } from './screening.ts';
-import { createSigningKeys } from './signing-keys.ts';
+import { createSigningKeys, type Signature } from './signing-keys.ts';
 import { answerRollCall } from './status.ts';
 import { type AuthorizedRequest, plainPath, type Requirement, reviewAccess } from './subject-access-review.ts';
 import { mayCreate, reviewKinds, reviewToken } from './token-review.ts';
+import { createTurns } from './turns.ts';
 import { createVerdicts, type Sourced } from './verdicts.ts';
 import { createVerification } from './verification.ts';
 
@@ -112,6 +113,8 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
   const signingKeys = createSigningKeys(apiServer, log);
   const isBySignature = memory.verification === 'signature';
   const verify = createVerification(apiServer, signingKeys);
+  const takeTurn = createTurns();
+  const screenings = new Map<string, Promise<Signature>>();
   const places = createPlaces();
   // By signature nobody is asked about a token, so there is nothing to stop asking.
   const verdicts = createVerdicts(memory, isBySignature ? { isOpen: () => false, report: () => {} } : breaker, log, places);
@@ -138,11 +141,13 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
 
   // Screen the token, and ask the cluster about it.
   async function decideAnew(route: Route, key: string, token: string, ...rest: [IncomingRequest, AskedFor, ReadParams]): Promise<Ruling> {
-    const screened = await screen(route, token, verdicts.isKnown(key));
+    const screened = await screen(route, key, token);
     if ('outcome' in screened) return screened;
     const { claims, spender } = screened;
     const verdict = await verdicts.ask(key, spender, (budgetMs) =>
-      isBySignature ? verify(token, claims, route.audiences) : reviewToken(apiServer, token, claims, route.audiences, budgetMs),
+      isBySignature
+        ? takeTurn().then(() => verify(token, claims, route.audiences))
+        : reviewToken(apiServer, token, claims, route.audiences, budgetMs),
     );
     return admit(route, verdict, ...rest);
   }
@@ -194,11 +199,11 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
 
   // What can be told before a review: by shape, claims and signature. Only claims that one of the cluster's keys signed say whose budget the
   // review spends, and that nobody so named is allowed here. A token that a review accepted lately needs none of that.
-  async function screen(route: Route, token: string, isKnown: boolean): Promise<Ruling | Screened> {
+  async function screen(route: Route, key: string, token: string): Promise<Ruling | Screened> {
     const source = 'screening';
     const claims = screenClaims(token, route.audiences);
     if ('code' in claims) return { outcome: 'refused', ...claims, source };
-    const signature = isBySignature || isKnown ? 'unscreened' : await signingKeys.screen(token, claims);
+    const signature = isBySignature || verdicts.isKnown(key) ? 'unscreened' : await screenSignature(key, token, claims);
     if (signature === 'forged') return { outcome: 'refused', code: 'invalid_token', reason: 'forged', source };
     if (signature === 'limited') return { outcome: 'unavailable', reason: 'unknown_keys', source };
     if (signature === 'unscreened' || claims.identity === undefined) return { claims, spender: undefined };
@@ -207,6 +212,18 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
       return { outcome: 'refused', code: 'caller_not_allowed', reason: 'not_in_allow', claimant: `${namespace}/${name}`, source };
     }
     return { claims, spender: formatUsername(claims.identity) };
+  }
+
+  // The dearest thing that a stranger can make us do. So callers that are remembered pass it by, and it is done once for all that ask about the
+  // same token meanwhile.
+  function screenSignature(key: string, token: string, claims: Claims): Promise<Signature> {
+    const begun = screenings.get(key);
+    if (begun !== undefined) return begun;
+    const screening = takeTurn()
+      .then(() => signingKeys.screen(token, claims))
+      .finally(() => screenings.delete(key));
+    screenings.set(key, screening);
+    return screening;
   }
 
   // The same decision, for the record: it neither fails nor holds a request up.
