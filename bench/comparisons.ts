@@ -246,19 +246,29 @@ async function measureFlood(stage: Stage): Promise<readonly Figure[]> {
   const keys = await publishKeys(stage);
   // So that no review of the good callers' own falls into it.
   await using app = startChild('server.ts', { ...appOf(stage, keys, 'fastify', 'guard'), cacheTtlMs: 600_000 } satisfies App);
+  // Two processes, so that good callers wait for the app and not for the forger beside them.
   await using load = startChild('load.ts');
+  await using forger = startChild('load.ts');
   keys.close();
   const { port, path } = await app.ask<Usage>({});
   const [rounds, perRound] = stage.isQuick ? [2, 5_000] : [5, 20_000];
   const forgedPerSecond = 2_000;
   let from = 0;
   const send = async (forged: number, seconds: number): Promise<Felt> => {
-    const paced = { port, path, token: stage.token, goodPerSecond: 1_000, forgedPerSecond: forged / seconds, seconds, from };
-    const felt = await load.ask<Felt>(paced satisfies Paced);
+    const paced = { port, path, token: stage.token, seconds };
+    const [good, refused] = await Promise.all([
+      load.ask<Felt>({ ...paced, perSecond: 1_000 } satisfies Paced),
+      forged === 0 ? undefined : forger.ask<Felt>({ ...paced, perSecond: forged / seconds, forgedFrom: from } satisfies Paced),
+    ]);
     from += forged;
-    const wrong = Object.keys(felt.good).find((status) => status !== '200') ?? Object.keys(felt.forged).find((status) => status !== '403');
-    if (wrong !== undefined) throw new Error(`The flood: a request was answered ${wrong}`);
-    return felt;
+    for (const [felt, status] of [
+      [good, '200'],
+      [refused, '403'],
+    ] as const) {
+      const wrong = Object.keys(felt?.statuses ?? {}).find((answered) => answered !== status);
+      if (wrong !== undefined) throw new Error(`The flood: a request was answered ${wrong}, not ${status}`);
+    }
+    return good;
   };
   stage.tell('warming up');
   await send(0, 1);

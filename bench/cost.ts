@@ -1,5 +1,5 @@
-// Where the microseconds of a guarded request go, for docs/performance.md: hashing alone, in a hook, and before a client that sleeps; and
-// what a profiler finds in each framework. `pnpm bench:cost [hash] [hooks] [profile]`; a few
+// Where the microseconds of a guarded request go, for docs/performance.md: hashing alone, in a hook, and before a client that sleeps; what an
+// app pays for asking others itself; and what a profiler finds in each framework. `pnpm bench:cost [hash] [hooks] [outgoing] [profile]`; a few
 // minutes for all of it, each part of which it writes to bench/results/cost.json.
 
 import { createHash, hash, randomBytes } from 'node:crypto';
@@ -11,6 +11,7 @@ import { appOf, openStage, publishKeys } from './comparisons.ts';
 import { median } from './figures.ts';
 import type { Hook } from './hooks.ts';
 import type { Even } from './load.ts';
+import type { Asker, Way } from './outgoing.ts';
 import { type Cost, costsFile, readCosts } from './report.ts';
 import type { App, Asked, Usage } from './server.ts';
 
@@ -108,6 +109,37 @@ async function measureHooks(): Promise<void> {
   }
 }
 
+// Identical processes differ, so each way gets several of them, and all take turns.
+async function measureOutgoing(): Promise<void> {
+  await using stage = await openStage(true, () => {});
+  const { url, caFile } = stage.authority;
+  const ways: readonly Way[] = [
+    'nothing (the same again)',
+    'lines written to a TLS socket',
+    'requests by node:https',
+    'requests by undici',
+  ];
+  const micros = new Map<Way, number[]>(ways.map((by) => [by, []]));
+  for (let processes = 0; processes < 5; processes++) {
+    await using started = new AsyncDisposableStack();
+    const load = started.use(startChild('load.ts'));
+    const start = (by: Way): Child => started.use(startChild('outgoing.ts', { by, url, caFile } satisfies Asker));
+    const bare = start('nothing (the same again)');
+    const apps = ways.map((by) => [by, start(by)] as const);
+    for (let round = -6; round < 14; round++) {
+      const plain = await cpuOf(bare, load, false);
+      for (const [by, app] of apps) {
+        const added = (await cpuOf(app, load, false)) - plain;
+        if (round >= 0) micros.get(by)?.push(added);
+      }
+    }
+  }
+  say(
+    '\nWhat a bare request of Express costs more, µs of CPU, once its process has asked another server 20 times by (median of 70 rounds):',
+  );
+  for (const [by, added] of micros) say(`  ${median(added).toFixed(1).padStart(6)}  ${by}`);
+}
+
 async function measureProfiles(): Promise<void> {
   await using stage = await openStage(true, () => {});
   const keys = await publishKeys(stage);
@@ -135,7 +167,7 @@ async function measureProfiles(): Promise<void> {
   keys.close();
 }
 
-const parts = { hash: measureHash, hooks: measureHooks, profile: measureProfiles };
+const parts = { hash: measureHash, hooks: measureHooks, outgoing: measureOutgoing, profile: measureProfiles };
 const named = process.argv.slice(2);
 const costs: Record<string, Cost> = readCosts();
 for (const [name, measure] of Object.entries(parts)) {

@@ -18,24 +18,22 @@ export interface Even {
   readonly maySleep?: boolean;
 }
 
-/** Good requests at a pace, and forged ones beside them; `seconds` of it. */
+/** Requests at a pace; `seconds` of it. */
 export interface Paced {
   readonly port: number;
   readonly path: string;
   readonly token: string;
-  readonly goodPerSecond: number;
-  readonly forgedPerSecond: number;
+  readonly perSecond: number;
   readonly seconds: number;
-  /** Where the numbering of the forged tokens goes on, so that they differ from round to round. */
-  readonly from: number;
+  /** Forge the token's signature, another one for each request: where their numbering goes on, so that they differ from round to round. */
+  readonly forgedFrom?: number;
 }
 
-/** What good callers saw, in ms, and how each status was counted. */
+/** How long the answers took, in ms, and how each status was counted. */
 export interface Felt {
   readonly p50: number;
   readonly p99: number;
-  readonly good: Readonly<Record<string, number>>;
-  readonly forged: Readonly<Record<string, number>>;
+  readonly statuses: Readonly<Record<string, number>>;
 }
 
 const connections = 16;
@@ -77,56 +75,40 @@ function sendEvenly({ port, path, headers, requests }: Even): Promise<unknown> {
   return Promise.all(clients(port, 'even').map(loop));
 }
 
-async function sendAtPace({ port, path, token, goodPerSecond, forgedPerSecond, seconds, from }: Paced): Promise<Felt> {
+async function sendAtPace({ port, path, token, perSecond, seconds, forgedFrom }: Paced): Promise<Felt> {
   const [header = '', payload = '', signature = ''] = token.split('.');
-  const forge = (index: number): string => `${header}.${payload}.${(from + index).toString(36).padStart(8, 'A')}${signature.slice(8)}`;
+  const tokenOf = (index: number): string =>
+    forgedFrom === undefined ? token : `${header}.${payload}.${(forgedFrom + index).toString(36).padStart(8, 'A')}${signature.slice(8)}`;
   const latencies: number[] = [];
-  const good: Record<string, number> = {};
-  const forged: Record<string, number> = {};
-  const count = (statuses: Record<string, number>, status: number): void => void (statuses[status] = (statuses[status] ?? 0) + 1);
-  const [ours, theirs] = [clients(port, 'good'), clients(port, 'forged')];
-  const [allGood, allForged] = [goodPerSecond * seconds, forgedPerSecond * seconds];
+  const statuses: Record<string, number> = {};
+  const pool = clients(port, 'paced');
+  const all = perSecond * seconds;
   const startedMs = performance.now();
-  let [sent, sentForged, open] = [0, 0, 0];
+  let [sent, open] = [0, 0];
 
   await new Promise<void>((resolve, reject) => {
-    const ended = (): void => {
-      open -= 1;
-      if (open === 0 && sent >= allGood && sentForged >= allForged) resolve();
-    };
-    const sendGood = (client: Client): void => {
+    const sendNext = (client: Client): void => {
       const sentMs = performance.now();
       const done = (status: number): void => {
         latencies.push(performance.now() - sentMs);
-        count(good, status);
-        ended();
+        statuses[status] = (statuses[status] ?? 0) + 1;
+        open -= 1;
+        if (open === 0 && sent >= all) resolve();
       };
       open += 1;
-      send(client, path, { 'x-client-id': token }, done, reject);
-    };
-    const sendForged = (client: Client, index: number): void => {
-      const done = (status: number): void => {
-        count(forged, status);
-        ended();
-      };
-      open += 1;
-      send(client, path, { 'x-client-id': forge(index) }, done, reject);
+      send(client, path, { 'x-client-id': tokenOf(sent) }, done, reject);
     };
     const pace = (): void => {
-      const elapsed = (performance.now() - startedMs) / 1_000;
-      for (const due = Math.min(allGood, elapsed * goodPerSecond); sent < due; sent++) {
-        const client = ours[sent % connections];
-        if (client !== undefined) sendGood(client);
+      const due = Math.min(all, ((performance.now() - startedMs) / 1_000) * perSecond);
+      for (; sent < due; sent++) {
+        const client = pool[sent % connections];
+        if (client !== undefined) sendNext(client);
       }
-      for (const due = Math.min(allForged, elapsed * forgedPerSecond); sentForged < due; sentForged++) {
-        const client = theirs[sentForged % connections];
-        if (client !== undefined) sendForged(client, sentForged);
-      }
-      if (sent < allGood || sentForged < allForged) setTimeout(pace, 1);
+      if (sent < all) setTimeout(pace, 1);
     };
     pace();
   });
-  return { p50: quantile(latencies, 0.5), p99: quantile(latencies, 0.99), good, forged };
+  return { p50: quantile(latencies, 0.5), p99: quantile(latencies, 0.99), statuses };
 }
 
 answerParent(async () => async (question: Even | Paced) => {

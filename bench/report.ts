@@ -122,15 +122,18 @@ export function requestTable(results: Results): string {
 /** The details of every figure, for those who want to know more than the value. */
 export function detailTable(results: Results): string {
   const rows = results.figures
-    .filter(({ name, details }) => !/^(?:hot|peer|scale)/.test(name) && Object.keys(details).length > 0)
-    .map(({ name, details }) => [
+    .map(({ name, details }) => ({ name, seen: Object.entries(details).filter(([key]) => !isShownElsewhere(name, key)) }))
+    .filter(({ seen }) => seen.length > 0)
+    .map(({ name, seen }) => [
       `\`${name}\``,
-      Object.entries(details)
-        .map(([key, value]) => `${key.replaceAll(/[._]/g, ' ')}: ${formatNumber(value)}`)
-        .join('; '),
+      seen.map(([key, value]) => `${key.replaceAll(/[._]/g, ' ')}: ${formatNumber(value)}`).join('; '),
     ]);
   return formatTable([['figure', 'what else was seen'], ...rows]);
 }
+
+// In the table of requests, and in the one of the simulated cluster.
+const isShownElsewhere = (name: FigureName, key: string): boolean =>
+  name === 'scale' || (/^(?:hot|peer)\./.test(name) && (key === 'cpu_ratio' || /\.(?:per_second|cpu_us)$/.test(key)));
 
 interface Scaled {
   readonly name: string;
