@@ -25,7 +25,7 @@ export interface Decision {
   readonly request: AskedFor;
   /** What decided: local screening, memory, a review (or the signature alone), or an acceptance kept through an outage. */
   readonly source: 'screening' | 'cache' | 'review' | 'signature' | 'stale';
-  /** 0 in a log where nothing had to be waited for, unless somebody subscribed. */
+  /** In a log, 0 where nothing had to be waited for and nobody subscribed. */
   readonly durationMs: number;
 }
 

@@ -6,7 +6,7 @@ import { createTurns } from './turns.ts';
 const nextTurn = (): Promise<unknown> => new Promise(setImmediate);
 
 describe('createTurns', () => {
-  it('lets one go on in each turn of the event loop, in the order in which they came', async () => {
+  it('lets one of a few go on in each turn of the event loop, in the order in which they came', async () => {
     const turn = createTurns();
     const went: number[] = [];
     const all = [1, 2, 3].map((each) => turn().then(() => went.push(each)));
@@ -17,6 +17,18 @@ describe('createTurns', () => {
     assert.deepEqual(went, [1, 2]);
     await Promise.all(all);
     assert.deepEqual(went, [1, 2, 3]);
+  });
+
+  it('lets an eighth go on where many wait', async () => {
+    const turn = createTurns();
+    let went = 0;
+    const all = Array.from({ length: 80 }, () => turn().then(() => (went += 1)));
+    await nextTurn();
+    assert.equal(went, 10);
+    await nextTurn();
+    assert.equal(went, 19);
+    await Promise.all(all);
+    assert.equal(went, 80);
   });
 
   it('begins again after a pause', async () => {
