@@ -159,6 +159,26 @@ describe('refusalError', () => {
     assert.match(new Error('x').stack ?? '', /\n {4}at /);
   });
 
+  it('has none either where nobody may limit them', () => {
+    const before = Object.getOwnPropertyDescriptor(Error, 'stackTraceLimit') ?? {};
+    Object.defineProperty(Error, 'stackTraceLimit', { writable: false });
+    try {
+      assert.equal(refusalError('invalid_token', get, 'x-client-id').stack, 'AuthError: The ServiceAccount token was not accepted');
+    } finally {
+      Object.defineProperty(Error, 'stackTraceLimit', before);
+    }
+  });
+
+  it('has fields that frameworks may write and nothing prints', () => {
+    const error = refusalError('invalid_token', get, 'x-client-id');
+    const other = refusalError('missing_token', get, 'x-client-id');
+    Object.assign(error, { status: 418, code: 'other', expose: false });
+    assert.deepEqual([error.status, error.statusCode, error.code, error.expose], [418, 403, 'other', false]);
+    assert.deepEqual([other.status, other.statusCode, other.code, other.expose], [401, 401, 'missing_token', true]);
+    assert.equal(inspect(error), '[AuthError: The ServiceAccount token was not accepted]');
+    assert.deepEqual([Object.keys(error), JSON.stringify(error)], [[], '{}']);
+  });
+
   it('answers 403 to an invalid token in X-Client-Id', () => {
     const error = refusalError('invalid_token', get, 'x-client-id');
     assert.equal(error.status, 403);

@@ -11,6 +11,8 @@ const messages: Readonly<Record<AuthCode | 'review_unavailable', string>> = {
   review_unavailable: 'The ServiceAccount token cannot be checked at the moment',
 };
 
+const fields = ['code', 'status', 'statusCode', 'headers', 'expose'] as const;
+
 // Fields are writable (Koa assigns `status`), not enumerable (Express prints the object), and there is no stack:
 // a refusal is not a bug, and outside production Express sends `err.stack` as the body.
 class HttpError extends Error {
@@ -18,18 +20,37 @@ class HttpError extends Error {
   declare readonly statusCode: number;
   declare readonly headers: Readonly<Record<string, string>>;
   declare readonly expose: true;
+  readonly #values: Record<(typeof fields)[number], unknown>;
 
-  constructor(name: string, code: string, message: string, status: number, headers: Readonly<Record<string, string>>) {
-    // Taking down a stack, only to replace it, would be three quarters of what a refusal's error costs.
+  // Once for all of them: to define these on each error would cost several times the rest of it.
+  static {
+    for (const field of fields) {
+      Object.defineProperty(this.prototype, field, {
+        get(this: HttpError) {
+          return this.#values[field];
+        },
+        set(this: HttpError, value: unknown) {
+          this.#values[field] = value;
+        },
+        configurable: true,
+      });
+    }
+  }
+
+  constructor(code: string, message: string, status: number, headers: Readonly<Record<string, string>>) {
+    // To take a stack down would cost more than all the rest.
     const limit = Object.getOwnPropertyDescriptor(Error, 'stackTraceLimit');
     const mayLimit = limit?.writable === true;
     if (mayLimit) Error.stackTraceLimit = 0;
     super(message);
     if (mayLimit) Error.stackTraceLimit = limit.value as number;
-    const fields = { name, code, status, statusCode: status, headers, expose: true, stack: `${name}: ${message}` };
-    for (const [field, value] of Object.entries(fields)) Object.defineProperty(this, field, { value, writable: true, configurable: true });
+    else Object.defineProperty(this, 'stack', { value: String(this), writable: true, configurable: true });
+    this.#values = { code, status, statusCode: status, headers, expose: true };
   }
 }
+
+const nameErrors = (prototype: Error, name: string): void =>
+  void Object.defineProperty(prototype, 'name', { value: name, writable: true, configurable: true });
 
 /**
  * The caller was refused: 401 or 403, with the headers that belong on the response (`www-authenticate`, `cache-control`).
@@ -40,7 +61,11 @@ export class AuthError extends HttpError {
   declare readonly code: AuthCode;
 
   constructor(code: AuthCode, status: number, headers: Readonly<Record<string, string>>) {
-    super('AuthError', code, messages[code], status, headers);
+    super(code, messages[code], status, headers);
+  }
+
+  static {
+    nameErrors(this.prototype, 'AuthError');
   }
 }
 
@@ -53,7 +78,11 @@ export class ClusterError extends HttpError {
   declare readonly code: 'review_unavailable';
 
   constructor(headers: Readonly<Record<string, string>>, message: string = messages.review_unavailable) {
-    super('ClusterError', 'review_unavailable', message, 503, headers);
+    super('review_unavailable', message, 503, headers);
+  }
+
+  static {
+    nameErrors(this.prototype, 'ClusterError');
   }
 }
 

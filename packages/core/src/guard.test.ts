@@ -680,13 +680,22 @@ describe('a guard, on one connection', () => {
     assert.deepEqual([last().outcome, last().source], ['allowed', 'cache']);
   });
 
-  it('throws at once what is certain at once', async () => {
+  it('never throws: what is certain at once is rejected', async () => {
     const guard = guardWith();
     const socket = {};
     const token = await apiToken();
     await guard.check(on(socket, token));
-    assert.throws(() => guard.checkNow({ headers: {}, rawHeaders: [], socket }), { code: 'missing_token' });
-    assert.throws(() => guard.with({ allow: ['ops/*'] }).checkNow(on(socket, token)), { code: 'caller_not_allowed' });
+    const fail = (): boolean => {
+      throw new RangeError('a predicate of somebody else');
+    };
+    for (const [asked, error] of [
+      [guard.checkNow({ headers: {}, rawHeaders: [], socket }), { code: 'missing_token' }],
+      [guard.with({ allow: ['ops/*'] }).checkNow(on(socket, token)), { code: 'caller_not_allowed' }],
+      [guard.with({ allow: fail }).checkNow(on(socket, token)), { message: '"allow" failed' }],
+    ] as const) {
+      assert.ok(asked instanceof Promise);
+      await assert.rejects(asked, error);
+    }
   });
 
   it('waits for a predicate', async () => {

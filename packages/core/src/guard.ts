@@ -44,8 +44,8 @@ export interface Guard extends AsyncDisposable {
    */
   check(request: IncomingRequest, route?: string, params?: ReadParams): Promise<Caller | undefined>;
   /**
-   * The same for adapters, without a promise where nothing has to be waited for: a remembered caller is returned, and a refusal that is
-   * certain at once is thrown.
+   * The same for adapters: a remembered caller is returned as it is, and only what has to be waited for, or is refused, as a promise. Never
+   * throws.
    */
   checkNow(...request: Parameters<Guard['check']>): Caller | undefined | Promise<Caller | undefined>;
   /** Whether a request shows a token in this guard's header, good or bad. Where not, another scheme may decide it. Takes nothing off. */
@@ -253,12 +253,18 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
       log.warn('observing', { audiences: named }, `The guard for ${named.join(', ')} only observes: nothing is refused`);
     }
 
-    function conclude(ruling: Ruling, request: IncomingRequest, asked: AskedFor, startedMs: number | undefined): Caller | undefined {
+    function conclude(
+      ruling: Ruling,
+      request: IncomingRequest,
+      asked: AskedFor,
+      startedMs: number | undefined,
+    ): Caller | undefined | Promise<never> {
       const isAllowed = ruling.outcome === 'allowed';
       if (!isAllowed || reporter.isHeard()) reporter.report(ruling, { enforced, audiences: route.audiences, request: asked, startedMs });
       if (isAllowed) return ruling.caller;
       if (!enforced) return undefined;
-      throw ruling.outcome === 'refused' ? refusalError(ruling.code, request, header) : unavailableError(request);
+      // Not thrown, which would cost as much as hashing the token.
+      return Promise.reject(ruling.outcome === 'refused' ? refusalError(ruling.code, request, header) : unavailableError(request));
     }
 
     function checkNow(
@@ -269,10 +275,14 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
       // The clock is looked at where somebody is told, or something waited for.
       const startedMs = reporter.isHeard() ? performance.now() : undefined;
       const asked: AskedFor = { method: request.method ?? 'GET', route: pattern };
-      const ruling = (enforced ? decide : observe)(route, prefix, request, asked, params);
-      if (!(ruling instanceof Promise)) return conclude(ruling, request, asked, startedMs);
-      const sinceMs = startedMs ?? performance.now();
-      return ruling.then((late) => conclude(late, request, asked, sinceMs));
+      try {
+        const ruling = (enforced ? decide : observe)(route, prefix, request, asked, params);
+        if (!(ruling instanceof Promise)) return conclude(ruling, request, asked, startedMs);
+        const sinceMs = startedMs ?? performance.now();
+        return ruling.then((late) => conclude(late, request, asked, sinceMs));
+      } catch (error) {
+        return Promise.reject(error);
+      }
     }
 
     return {

@@ -94,23 +94,18 @@ function asMiddleware(guard: Guard): ExpressGuard {
   const handler: Handler = (req, res, next) => decide(req, res, next, handler);
 
   function decide(req: IncomingMessage, res: ServerResponse, next: (error?: unknown) => void, self: object): void {
-    let refusal: Error | undefined;
-    try {
-      const caller = guard.checkNow(req, routeOf(req, self), (req as { params?: AuthorizedRequest['params'] }).params);
-      if (caller instanceof Promise) {
-        caller
-          .then((late) => pass(req, res, late))
-          .then(
-            () => next(),
-            (error: unknown) => next(refuse(req, res, error)),
-          );
-        return;
-      }
-      pass(req, res, caller);
-    } catch (error) {
-      refusal = refuse(req, res, error);
+    const caller = guard.checkNow(req, routeOf(req, self), (req as { params?: AuthorizedRequest['params'] }).params);
+    if (caller instanceof Promise) {
+      caller
+        .then((late) => pass(req, res, late))
+        .then(
+          () => next(),
+          (error: unknown) => next(refuse(req, res, error)),
+        );
+      return;
     }
-    next(refusal);
+    pass(req, res, caller);
+    next();
   }
 
   function alternative<Req extends IncomingMessage, Res extends ServerResponse>(

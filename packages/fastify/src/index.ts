@@ -231,16 +231,12 @@ function runHook(hook: Scheme, app: FastifyInstance, request: FastifyRequest, re
 
 // Undefined once the request is admitted, or a promise of it where there is something to wait for.
 function admit(guard: Check, request: FastifyRequest, reply: FastifyReply, route: string | undefined): undefined | Promise<undefined> {
-  try {
-    const caller = guard.checkNow(request.raw, route, request.params as AuthorizedRequest['params']);
-    if (!(caller instanceof Promise)) return pass(guard, request, reply, caller);
-    return caller.then(
-      (late) => pass(guard, request, reply, late),
-      (error: unknown) => refuse(reply, error),
-    );
-  } catch (error) {
-    return refuse(reply, error);
-  }
+  const caller = guard.checkNow(request.raw, route, request.params as AuthorizedRequest['params']);
+  if (!(caller instanceof Promise)) return pass(guard, request, reply, caller);
+  return caller.then(
+    (late) => pass(guard, request, reply, late),
+    (error: unknown) => refuse(reply, error),
+  );
 }
 
 function pass(guard: Check, request: FastifyRequest, reply: FastifyReply, caller: Caller | undefined): undefined {
@@ -263,10 +259,10 @@ function extendList(before: number | string | readonly string[], value = ''): st
   return list.toLowerCase().split(/, */).includes(value.toLowerCase()) ? list : `${list}, ${value}`;
 }
 
-function refuse(reply: FastifyReply, error: unknown): never {
-  // On the reply before it is thrown: custom error handlers drop `error.headers`.
+function refuse(reply: FastifyReply, error: unknown): Promise<never> {
+  // On the reply before it is passed on: custom error handlers drop `error.headers`.
   if (error instanceof AuthError || error instanceof ClusterError) reply.headers(withChallenges(reply, error));
-  throw error;
+  return Promise.reject(error);
 }
 
 const ourChallenge = /(?:^|, *)(?:ServiceAccount header="X-Client-Id"|Bearer realm="kubernetes")(?:, error="\w+")?/g;

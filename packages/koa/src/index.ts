@@ -88,24 +88,20 @@ function asMiddleware(guard: Guard): KoaGuard {
     ctx.state.caller = caller;
     setHeaders(ctx, guard.responseHeaders);
   };
-  const refuse = (ctx: Context, error: unknown): never => {
-    // On the response before it is thrown: custom error handlers drop `error.headers`.
+  const refuse = (ctx: Context, error: unknown): Promise<never> => {
+    // On the response before it is passed on: custom error handlers drop `error.headers`.
     if (error instanceof AuthError || error instanceof ClusterError) ctx.set(error.headers);
-    throw error;
+    return Promise.reject(error);
   };
   const admit = (ctx: Context, route: string | undefined, params: Params | (() => Params)): void | Promise<void> => {
     // What a mount or a rewrite has made of it since is not what was sent, which is what `authorize` looks at; Express keeps it itself.
     if (ctx.req.url !== ctx.originalUrl) Object.assign(ctx.req, { originalUrl: ctx.originalUrl });
-    try {
-      const caller = guard.checkNow(ctx.req, route, params);
-      if (!(caller instanceof Promise)) return pass(ctx, caller);
-      return caller.then(
-        (late) => pass(ctx, late),
-        (error: unknown) => refuse(ctx, error),
-      );
-    } catch (error) {
-      return refuse(ctx, error);
-    }
+    const caller = guard.checkNow(ctx.req, route, params);
+    if (!(caller instanceof Promise)) return pass(ctx, caller);
+    return caller.then(
+      (late) => pass(ctx, late),
+      (error: unknown) => refuse(ctx, error),
+    );
   };
   const step: Step = (ctx, next, route, params) => {
     const waiting = admit(ctx, route, params);
