@@ -5,8 +5,7 @@ import type { Agent } from 'node:https';
 
 import { type ApiServer, type Credentials, findEndpoint } from './endpoint.ts';
 import { type Log, printable } from './logger.ts';
-import type { Claims } from './screening.ts';
-import { claimsOf } from './token-file.ts';
+import { type Claims, claimsOf } from './screening.ts';
 
 export interface Question {
   readonly method: 'GET' | 'POST';

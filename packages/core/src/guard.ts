@@ -23,7 +23,7 @@ import {
 } from './options.ts';
 import { createPlaces } from './places.ts';
 import { createReadiness } from './readiness.ts';
-import { type Claims, screen as screenClaims } from './screening.ts';
+import { type Claims, claimsOf, screen as screenClaims } from './screening.ts';
 import { createSigningKeys, type Signature } from './signing-keys.ts';
 import { answerRollCall } from './status.ts';
 import { type AuthorizedRequest, plainPath, type Requirement, reviewAccess } from './subject-access-review.ts';
@@ -48,11 +48,14 @@ export interface Guard extends AsyncDisposable {
    * throws.
    */
   checkNow(...request: Parameters<Guard['check']>): Caller | undefined | Promise<Caller | undefined>;
-  /** Whether a request shows a token in this guard's header, good or bad. Where not, another scheme may decide it. Takes nothing off. */
+  /**
+   * Whether a request shows a token in this guard's header, good or bad. Where not, another scheme may decide it. In `Authorization`, where
+   * other schemes have theirs, only a ServiceAccount's counts, by claims that nobody has proven yet. Takes nothing off.
+   */
   hasToken(request: IncomingRequest): boolean;
   /** False in observe mode: that a request passes then says nothing about who sent it. */
   readonly enforced: boolean;
-  /** Takes the token off a request that needs no decision, so that a public route does not see it either. Leaves it while observing. */
+  /** Takes the token, if `hasToken`, off a request that needs no decision, so that a public route does not see it either. Not while observing. */
   discard(request: IncomingRequest): void;
   /** A guard for routes that decide something for themselves. Throws a TypeError on options that are not understood. */
   with(route: RouteGuard): Guard;
@@ -243,6 +246,12 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
     return ruling;
   }
 
+  function hasToken(request: IncomingRequest): boolean {
+    const credential = takeCredential(request, header, true);
+    if ('code' in credential) return credential.code !== 'missing_token';
+    return header !== 'authorization' || claimsOf(credential.token)?.identity !== undefined;
+  }
+
   function guardRoute(route: Route): Guard {
     const prefix = verdicts.prefix(route.audiences);
     for (const audience of route.audiences) audiences.add(audience);
@@ -288,12 +297,11 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
     return {
       checkNow,
       check: async (...asked) => checkNow(...asked),
-      hasToken(request) {
-        const credential = takeCredential(request, header, true);
-        return !('code' in credential) || credential.code !== 'missing_token';
-      },
+      hasToken,
       enforced,
-      discard: (request) => void takeCredential(request, header, forwardToken || !enforced),
+      discard(request) {
+        if (hasToken(request)) takeCredential(request, header, forwardToken || !enforced);
+      },
       with: (own) => {
         refuseUnknown('a route’s guard', own, routeOptions);
         return guardRoute(readRoute(own, route));

@@ -205,6 +205,29 @@ describe('guard.hasToken', () => {
     assert.equal(guard.hasToken(withHeaders('Authorization', 'Bearer garbage')), false);
   });
 
+  it('tells its tokens from others in Authorization, by what they claim, and takes no other scheme’s off a public route', async () => {
+    const { apiServer } = await authority.pod('store/store');
+    await using bearers = createGuard({ audience: 'store', allow: ['api/api'], header: 'authorization', apiServer });
+    const token = await authority.token('api/api', { audience: 'store', pod: 'api-0' });
+    const elsewhere = await authority.token('api/api', { audience: 'else', pod: 'api-0' });
+    const [header = '', payload = ''] = token.split('.');
+    const claims = { iss: 'https://login.example', aud: 'store', exp: 2e9 };
+    const user = `${header}.${Buffer.from(JSON.stringify(claims)).toString('base64url')}.c2ln`;
+    const shows = (...values: readonly string[]): boolean => {
+      const shown = withHeaders(...values.flatMap((value) => ['Authorization', value]));
+      const isShown = bearers.hasToken(shown);
+      bearers.discard(shown);
+      assert.equal(shown.rawHeaders.length, isShown ? 0 : values.length * 2);
+      return isShown;
+    };
+    for (const ours of [`Bearer ${token}`, `bearer ${header}.${payload}.Zm9yZ2Vk`, `Bearer ${elsewhere}`])
+      assert.equal(shows(ours), true, ours);
+    assert.equal(shows(`Bearer ${user}`, `Bearer ${user}`), true);
+    for (const theirs of [`Bearer ${user}`, 'Bearer opaque', `Bearer ${header}.!.`, 'Basic b3BzOnM=', 'Bearer ', '']) {
+      assert.equal(shows(theirs), false, theirs);
+    }
+  });
+
   it('takes nothing off, and sees what a guard has taken off', async () => {
     const token = await authority.token('api/api', { audience: 'store', pod: 'api-0' });
     const req = withHeaders('X-Client-Id', token);

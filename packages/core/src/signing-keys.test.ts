@@ -5,7 +5,7 @@ import { after, afterEach, before, beforeEach, describe, it, mock } from 'node:t
 import { type Authority, createAuthority, type Pod } from '@k8s-sa-auth/testing';
 
 import { type Answer, type ApiServerConnection, ApiServerError, connectApiServer } from './api-server.ts';
-import { claimsOf } from './token-file.ts';
+import { claimsOf } from './screening.ts';
 import { createSigningKeys, type Signature, type SigningKeys } from './signing-keys.ts';
 
 const rsa = generateKeyPairSync('rsa', { modulusLength: 2048 });

@@ -7,7 +7,7 @@ import { basename, dirname, isAbsolute, join, resolve as resolvePath } from 'nod
 
 import { type TokenFileCode, TokenFileError } from './errors.ts';
 import type { Log } from './logger.ts';
-import { type Claims, maxTokenLength, parseJwt, readClaims } from './screening.ts';
+import { claimsOf, maxTokenLength, parseJwt, readClaims } from './screening.ts';
 
 /** Where the kubelet puts the pod's own credential for the API server. */
 export const serviceAccountDirectory = '/var/run/secrets/kubernetes.io/serviceaccount';
@@ -77,11 +77,6 @@ export async function loadSendableToken(path: string): Promise<LoadedToken> {
 async function apiServerAudiences(): Promise<readonly string[]> {
   const text = await readSmallFile(podPath(`${serviceAccountDirectory}/token`), maxTokenLength).catch(() => '');
   return claimsOf(text)?.audiences ?? [];
-}
-
-export function claimsOf(token: string): Claims | undefined {
-  const jwt = parseJwt(token);
-  return jwt && readClaims(jwt);
 }
 
 /** One reload of a token file: what is published on the `node:diagnostics_channel` named `k8s-sa-auth:token-reload`. Never holds a token. */

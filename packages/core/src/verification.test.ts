@@ -9,8 +9,7 @@ import type { IncomingRequest } from './credential.ts';
 import { type Decision, decisionChannel } from './decision.ts';
 import { createGuard, type Guard } from './guard.ts';
 import type { GuardOptions } from './options.ts';
-import { parseJwt } from './screening.ts';
-import { claimsOf } from './token-file.ts';
+import { claimsOf, parseJwt } from './screening.ts';
 import { createVerification } from './verification.ts';
 
 let authority: Authority;

@@ -103,6 +103,18 @@ describe('app.k8sSaAuth.or', () => {
     assert.deepEqual([status, headers['www-authenticate']], [403, 'ServiceAccount header="X-Client-Id", error="invalid_token"']);
   });
 
+  it('tells services from users where both stand in Authorization', async () => {
+    await either({ header: 'authorization' });
+    assert.equal(await outcome({ user: api }), 'api/api, nobody');
+    assert.equal(await outcome({ user: jane }), 'nobody, jane');
+    assert.equal(await outcome({ user: stranger }), '403');
+    assert.equal(await outcome({ user: 'garbage' }), '401');
+    assert.deepEqual(
+      decisions.map(({ outcome: told }) => told),
+      ['allowed', 'refused'],
+    );
+  });
+
   it('keeps no user out while the cluster cannot be asked, and answers 503 to services', async () => {
     await either();
     authority.fail('outage');
@@ -136,11 +148,6 @@ describe('app.k8sSaAuth.or', () => {
       app.get('/', { onRequest: guard.or(userJwt) }, ({ headers }) => [headers['x-client-id'], headers.authorization]),
     );
     assert.equal(await outcome({ token: api, user: jane }), `[null,"Bearer ${jane}"]`);
-  });
-
-  it('does not share a header: in Authorization it takes a user for a bad token', async () => {
-    await either({ header: 'authorization' });
-    assert.equal(await outcome({ user: jane }), '401');
   });
 
   it('stands in a route that the registration leaves alone', async () => {

@@ -105,6 +105,18 @@ describe('guard.or', () => {
     assert.deepEqual([status, headers['www-authenticate']], [403, 'ServiceAccount header="X-Client-Id", error="invalid_token"']);
   });
 
+  it('tells services from users where both stand in Authorization', async () => {
+    await either({ header: 'authorization' });
+    assert.equal(await outcome({ user: api }), 'api/api, nobody');
+    assert.equal(await outcome({ user: jane }), 'nobody, jane');
+    assert.equal(await outcome({ user: stranger }), '403');
+    assert.equal(await outcome({ user: 'garbage' }), '401');
+    assert.deepEqual(
+      decisions.map(({ outcome: told }) => told),
+      ['allowed', 'refused'],
+    );
+  });
+
   it('keeps no user out while the cluster cannot be asked, and answers 503 to services', async () => {
     await either();
     authority.fail('outage');
