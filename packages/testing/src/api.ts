@@ -85,7 +85,7 @@ export function createApi({
       send(response, await answerControl(exchange, control), wanted);
       return;
     }
-    const strike = faults.strike(isTokenReview(target));
+    const strike = faults.strike(resourceOf(target));
     if (strike !== undefined && strike.fault !== 'etcd-outage') await wait(strike.delayMs ?? (strike.fault === 'slow' ? 10_000 : 0));
     const answered = strike?.fault === 'reset' ? undefined : decide(exchange, strike);
     record(exchange, answered?.status ?? 0);
@@ -122,12 +122,10 @@ export function createApi({
     }
   }
 
-  function record({ target: { attributes }, user }: Exchange, status: number): void {
+  function record({ target, user }: Exchange, status: number): void {
     const [, serviceAccount] = /^system:serviceaccount:(.*)$/.exec(user?.username ?? '') ?? [];
-    const resource =
-      'path' in attributes ? attributes.path : [attributes.resource, attributes.subresource].filter((part) => part !== '').join('/');
     const who = serviceAccount === undefined ? {} : { serviceAccount: serviceAccount.replace(':', '/') };
-    log.record({ verb: attributes.verb, resource, ...who, status });
+    log.record({ verb: target.attributes.verb, resource: resourceOf(target), ...who, status });
   }
 
   /** `undefined` where there is no answer: the connection is to be cut. */
@@ -271,8 +269,8 @@ function checkTimeout(timeout: string): void {
   throw new EarlyError(400, 'BadRequest', `invalid timeout specified in the request URL - time: ${why} duration ${shown}`);
 }
 
-function isTokenReview({ attributes }: Target): boolean {
-  return 'resource' in attributes && attributes.resource === 'tokenreviews';
+function resourceOf({ attributes }: Target): string {
+  return 'path' in attributes ? attributes.path : [attributes.resource, attributes.subresource].filter((part) => part !== '').join('/');
 }
 
 function tooManyRequests(): Answer {

@@ -267,6 +267,18 @@ describe('createAuthority', () => {
       assert.equal((await ask(reviewer, 'GET', '/readyz')).text, 'ok');
     });
 
+    it('strikes where it was asked to, and nowhere else', async () => {
+      authority.fail('broken-body', { resource: 'selfsubjectaccessreviews' });
+      authority.fail({ status: 500, body: 'panic' }, { resource: '/openid/v1/jwks' });
+      const access = { spec: { nonResourceAttributes: { verb: 'get', path: '/readyz' } } };
+      const { status, text } = await ask(reviewer, 'POST', '/apis/authorization.k8s.io/v1/selfsubjectaccessreviews', access);
+      assert.equal(status, 201);
+      assert.throws(() => JSON.parse(text), SyntaxError);
+      assert.equal((await ask(reviewer, 'GET', '/openid/v1/jwks')).text, 'panic');
+      assert.equal((await review(reviewer, 'x')).authenticated, undefined);
+      assert.equal((await ask(reviewer, 'GET', '/readyz')).text, 'ok');
+    });
+
     it('ignores audiences and names none', async () => {
       authority.fail('ignores-audiences');
       const token = await authority.token('api/api', { audience: 'elsewhere' });
@@ -300,8 +312,10 @@ describe('createAuthority', () => {
 
     it('throws on a fault that does not exist, and on options that do not fit', () => {
       assert.throws(() => authority.fail('outage', { times: 1 }), TypeError);
+      assert.throws(() => authority.fail('outage', { resource: 'tokenreviews' }), TypeError);
       assert.throws(() => authority.fail('slow', { times: 0 }), TypeError);
       assert.throws(() => authority.fail('slow', { delayMs: -1 }), TypeError);
+      assert.throws(() => authority.fail('slow', { resource: '' }), TypeError);
     });
   });
 

@@ -37,6 +37,9 @@ describe('the authority, moved from another process', () => {
     assert.equal(await review(), 201);
     await control('POST', 'faults', { fault: { status: 418, body: 'tea' }, times: 1 });
     assert.deepEqual([await review(), await review()], [418, 201]);
+    await control('POST', 'faults', { fault: 'slow', resource: '/readyz' });
+    assert.equal(await review(), 201);
+    assert.equal((await control('POST', 'faults', { fault: 'slow', resource: 7 })).status, 400);
     await control('POST', 'faults', { fault: 'forbidden' });
     await control('DELETE', 'faults');
     assert.equal(await review(), 201);

@@ -26,7 +26,10 @@ export function createControl(authority: Controlled, log: CallLog): Control {
   let lastId = 0;
 
   const routes: Readonly<Record<string, (body: Readonly<Record<string, unknown>>, rest: readonly string[]) => Answer | Promise<Answer>>> = {
-    'POST faults': ({ fault, times, delayMs, durationMs }) => addFault(parseFault(fault), parseNumbers({ times, delayMs }), durationMs),
+    'POST faults': ({ fault, times, delayMs, resource, durationMs }) => {
+      const where = resource === undefined ? {} : { resource: readText(resource) };
+      return addFault(parseFault(fault), { ...parseNumbers({ times, delayMs }), ...where }, durationMs);
+    },
     async 'DELETE faults'(_, [id]) {
       if (id === undefined) await authority.recover();
       else {

@@ -1,6 +1,6 @@
 // The only place that knows which faults were asked for, which requests they hit, and how often.
 
-/** A fault that {@link Authority.fail} takes: by name, or an answer as it is, which TokenReview requests get. */
+/** A fault that {@link Authority.fail} takes: by name, or an answer as it is. */
 export type Fault =
   | 'outage'
   | 'slow'
@@ -13,12 +13,14 @@ export type Fault =
   | 'etcd-outage'
   | { readonly status: number; readonly headers?: Readonly<Record<string, string>>; readonly body: string };
 
-/** How often and how late a fault strikes. */
+/** How often, how late and where a fault strikes. */
 export interface FaultOptions {
   /** How many requests are hit. Default: all, until the fault is disposed of. */
   readonly times?: number;
   /** Milliseconds before the fault strikes. Default 0, 10 000 for `slow`, and for `etcd-outage` as long as a real API server waits. */
   readonly delayMs?: number;
+  /** Which requests are hit, by their `resource` in `calls`, such as `subjectaccessreviews`. Default: TokenReviews, or all, as the fault is. */
+  readonly resource?: string;
 }
 
 /** A fault that hits one request. */
@@ -32,8 +34,8 @@ export interface Strike {
 export interface Faults {
   /** Throws a `TypeError` on a fault or an option that does not exist. */
   add(fault: Exclude<Fault, 'outage'>, options: FaultOptions): Disposable;
-  /** Takes the fault that hits this request, the one that was set last, and counts it. */
-  strike(isTokenReview: boolean): Strike | undefined;
+  /** Takes the fault that hits a request for this resource, the one that was set last, and counts it. */
+  strike(resource: string): Strike | undefined;
   clear(): void;
 }
 
@@ -41,21 +43,26 @@ const everywhere = ['slow', 'too-many-requests', 'reset', 'unauthorized', 'etcd-
 const names = [...everywhere, 'outage', 'broken-body', 'ignores-audiences', 'forbidden'] as const;
 
 /** Throws a `TypeError` that says what is wrong with a fault or its options. */
-export function checkFault(fault: Fault, { times, delayMs }: FaultOptions): void {
+export function checkFault(fault: Fault, { times, delayMs, resource }: FaultOptions): void {
   if (typeof fault === 'string' && !names.includes(fault)) throw new TypeError(`there is no fault "${fault}", only ${names.join(', ')}`);
   if (times !== undefined && !(Number.isInteger(times) && times > 0)) throw new TypeError('"times" must be a whole number above zero');
   if (delayMs !== undefined && !(delayMs >= 0)) throw new TypeError('"delayMs" must be a number of milliseconds, zero or more');
-  if (fault === 'outage' && (times !== undefined || delayMs !== undefined)) {
-    throw new TypeError('an outage lasts until it is disposed of or recover(): it takes neither "times" nor "delayMs"');
+  if (resource !== undefined && (typeof resource !== 'string' || resource === '')) {
+    throw new TypeError('"resource" must be what `calls` says of a request');
+  }
+  if (fault === 'outage' && [times, delayMs, resource].some((option) => option !== undefined)) {
+    throw new TypeError('an outage lasts until it is disposed of or recover(), for all requests: it takes no options');
   }
 }
 
 /** Makes an empty set of faults. */
 export function createFaults(): Faults {
-  let active: (Strike & { left: number })[] = [];
+  let active: (Strike & { hits: (resource: string) => boolean; left: number })[] = [];
   return {
-    add(fault, { times = Number.POSITIVE_INFINITY, delayMs }) {
-      const added = { fault, delayMs, left: times };
+    add(fault, { times = Number.POSITIVE_INFINITY, delayMs, resource: only }) {
+      const isEverywhere = everywhere.some((one) => one === fault);
+      const hits = (resource: string): boolean => (only === undefined ? isEverywhere || resource === 'tokenreviews' : resource === only);
+      const added = { fault, delayMs, hits, left: times };
       active.push(added);
       return {
         [Symbol.dispose]() {
@@ -63,8 +70,8 @@ export function createFaults(): Faults {
         },
       };
     },
-    strike(isTokenReview) {
-      const hit = active.findLast(({ fault }) => isTokenReview || everywhere.some((one) => one === fault));
+    strike(resource) {
+      const hit = active.findLast(({ hits }) => hits(resource));
       if (hit === undefined) return undefined;
       hit.left -= 1;
       if (hit.left <= 0) active = active.filter((one) => one !== hit);
