@@ -119,8 +119,10 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
   const takeTurn = createTurns();
   const screenings = new Map<string, Promise<Signature>>();
   const places = createPlaces();
-  // By signature nobody is asked about a token, so there is nothing to stop asking.
-  const verdicts = createVerdicts(memory, isBySignature ? { isOpen: () => false, report: () => {} } : breaker, log, places);
+  // By signature nobody is asked about a token, so there is nothing to stop asking, and no waiting behind those whose access is reviewed.
+  const verdicts = isBySignature
+    ? createVerdicts(memory, { isOpen: () => false, report: () => {} }, log)
+    : createVerdicts(memory, breaker, log, places);
   const accesses = createVerdicts({ ...memory, verification: 'review' }, breaker, log, places, 'Access');
   const accessPrefix = accesses.prefix([]);
   const audiences = new Set<string>();

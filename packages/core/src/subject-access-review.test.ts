@@ -4,6 +4,7 @@ import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, afterEach, before, beforeEach, describe, it, mock } from 'node:test';
+import { setImmediate } from 'node:timers/promises';
 
 import { type Authority, createAuthority, type Pod } from '@k8s-sa-auth/testing';
 
@@ -13,6 +14,7 @@ import type { IncomingRequest } from './credential.ts';
 import { type Decision, decisionChannel } from './decision.ts';
 import { createGuard, createOptInGuard, type Guard } from './guard.ts';
 import type { GuardOptions } from './options.ts';
+import { processStatus } from './status.ts';
 import { type Authorize, type AuthorizedRequest, plainPath, readAccess, readAuthorize } from './subject-access-review.ts';
 
 const quiet = { info: () => {}, warn: () => {}, error: () => {} };
@@ -448,6 +450,22 @@ subjects: [{ kind: ServiceAccount, name: poor, namespace: poor }]
     await guard.ready();
     assert.ok(await guard.check(await carrying('api/api')));
     await assert.rejects(guard.check(await carrying('ops/ops')), notAllowed);
+  });
+
+  it('holds up nobody whom a signature alone admits while access cannot be reviewed', async () => {
+    const guard = guardWith({ verification: 'signature' });
+    const authorizing = guard.with({ allow: 'any', authorize: orders });
+    await guard.ready();
+    const waiting = await Promise.all(Array.from({ length: 40 }, (_, index) => carrying(`many/caller-${index}`)));
+    await Promise.all(waiting.map((request) => guard.check(again(request))));
+    authority.fail('slow', { delayMs: 500 });
+    let answered = 0;
+    const asks = waiting.map((request) => authorizing.check(request).finally(() => (answered += 1)));
+    const settled = Promise.allSettled(asks);
+    while (processStatus().guards.every(({ reviewsInFlight }) => reviewsInFlight < 32)) await setImmediate();
+    assert.ok(await guard.check(await carrying('ops/ops')));
+    assert.equal(answered, 0);
+    await settled;
   });
 
   it('ends as a mistake of ours where a function throws, and not as a pass', async () => {
