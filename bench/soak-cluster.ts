@@ -1,8 +1,12 @@
-// The cluster that the soak's callers live in: it mints tokens, deletes what they are bound to, rotates, fails; and tells the model of it.
+// The cluster that the soak's callers live in: it mints tokens, deletes what they are bound to, grants, rotates, fails; and tells the model of it.
+
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 
 import type { Authority, Fault, Pod } from '@k8s-sa-auth/testing';
 
-import type { Key, Kind, Model, Token } from './soak-model.ts';
+import type { Key, Kind, Model, Token, Windows } from './soak-model.ts';
 import { slowestMs } from './soak-model.ts';
 import { readPart } from './soak-tokens.ts';
 
@@ -28,30 +32,35 @@ export interface Minted {
   readonly secondsLeft?: number;
 }
 
-export interface Cluster {
+export interface Cluster extends Disposable {
   mint(minted: Minted): Promise<Token>;
   /** What is bound to it is refused from now on, or once the API server has forgotten it. */
   deletePod(serviceAccount: string, pod: string): Promise<void>;
   /** As if it had been deleted with 30 s of grace so long ago that its tokens end in `secondsLeft`, to the next second. */
   terminatePod(serviceAccount: string, pod: string, secondsLeft: number): Promise<void>;
   deleteServiceAccount(serviceAccount: string): Promise<void>;
+  /** Lets a ServiceAccount read an order, or no longer. */
+  toggleGrant(serviceAccount: string, order: string): Promise<void>;
   rotateSigningKey(retire: boolean): Promise<void>;
   rotateCa(): void;
   /** The guard's own token. */
   rotateOwnToken(): Promise<void>;
   /** One of the API server's troubles begins: an outage, or one that is chosen at random. */
   fail(isOutage: boolean, random: Random): { readonly what: string; readonly end: () => Promise<void> };
-  /** One answer to one review is lost in a way that asking again mends (C6): nobody may notice. */
+  /** One answer to one review of a token is lost in a way that asking again mends (C6): nobody may notice. */
   blip(random: Random): void;
 }
 
+const rbac = 'rbac.authorization.k8s.io/v1';
 const json = { 'content-type': 'application/json' };
 const review = (status: object, spec?: object): Fault => {
   const body = JSON.stringify({ kind: 'TokenReview', apiVersion: 'authentication.k8s.io/v1', metadata: {}, ...(spec && { spec }), status });
   return { status: 201, headers: json, body };
 };
 const user = { username: 'system:serviceaccount:fleet:another', uid: 'another', groups: [] };
-const oddAnswers: readonly (readonly [string, Fault])[] = [
+const faultsOfTokens: readonly (readonly [string, Fault])[] = [
+  ['forbidden', 'forbidden'],
+  ['broken-body', 'broken-body'],
   ['500 to reviews', { status: 500, headers: json, body: '{"kind":"Status"}' }],
   ['503 to reviews', { status: 503, body: 'apiserver is shutting down' }],
   ['302 to reviews', { status: 302, headers: { location: '/elsewhere' }, body: '' }],
@@ -66,12 +75,14 @@ const oddAnswers: readonly (readonly [string, Fault])[] = [
   ['reviews of another token', review({ authenticated: true, user, audiences: ['shop'] }, { token: 'another' })],
   ['a refusal of another token', review({ user: {}, error: 'invalid bearer token' }, { token: 'another' })],
 ];
-const namedFaults = ['reset', 'too-many-requests', 'unauthorized', 'forbidden', 'broken-body'] as const;
+const faultsOfAll = ['reset', 'too-many-requests', 'unauthorized'] as const;
 const retriedStatuses: readonly number[] = [500, 502, 503, 504];
 
-export function createCluster(authority: Authority, own: Pod, model: Model): Cluster {
+export function createCluster(authority: Authority, own: Pod, model: Model, verification: Windows['verification']): Cluster {
   const keys = new Map<string, Key>();
-  const nextFault = createFaults();
+  const nextFault = createFaults(verification);
+  const directory = mkdtempSync(join(tmpdir(), 'k8s-soak-'));
+  const granted = new Set<string>();
   let alive: Token[] = [];
   // When pods end that are terminating. They can be given tokens still, which end with them.
   const ending = new Map<string, number>();
@@ -100,11 +111,13 @@ export function createCluster(authority: Authority, own: Pod, model: Model): Clu
       const text = await at((secondsLeft - 600) * 1000, () => authority.token(serviceAccount, options));
       const [header, claims] = text.split('.').map((part, index) => (index < 2 ? readPart(part) : {}));
       const id = String(header?.['kid']);
+      const never = Number.POSITIVE_INFINITY;
       // The first key is loaded before the first request; of others the answers tell.
-      const key = keys.get(id) ?? { knownFromMs: keys.size === 0 ? 0 : Number.POSITIVE_INFINITY };
+      const key = keys.get(id) ?? { madeMs: Date.now(), knownFromMs: keys.size === 0 ? 0 : never, retiredMs: never, next: undefined };
       keys.set(id, key);
+      for (const other of keys.values()) if (other.retiredMs < never) other.next ??= key;
       const expiresMs = Number(claims?.['exp']) * 1000;
-      const token = model.token({ kind, text, serviceAccount, pod: pod ?? '', key, mintedMs, expiresMs });
+      const token = model.token({ kind, text, serviceAccount, pod: pod ?? '', audience, key, mintedMs, expiresMs });
       alive.push(token);
       const endsMs = ending.get(`${serviceAccount} ${pod}`);
       if (endsMs !== undefined) model.bury(token, 'its pod was deleted with grace', endsMs, endsMs + 1);
@@ -132,9 +145,31 @@ export function createCluster(authority: Authority, own: Pod, model: Model): Clu
       await authority.delete('serviceaccount', serviceAccount);
       bury('its ServiceAccount was deleted', (token) => token.serviceAccount === serviceAccount, fromMs, Date.now() + 1);
     },
+    async toggleGrant(serviceAccount, order) {
+      const [namespace, name] = serviceAccount.split('/');
+      const grant = `${name}-reads-${order}`;
+      const isGranted = !granted.has(grant);
+      if (isGranted) granted.add(grant);
+      else granted.delete(grant);
+      const file = join(directory, 'grant.yaml');
+      const role = { name: `reader-of-${order}`, namespace: 'shop' };
+      const rules = [{ apiGroups: ['shop.example'], resources: ['orders'], verbs: ['get'], resourceNames: [order] }];
+      const subjects = isGranted ? [{ kind: 'ServiceAccount', namespace, name }] : [];
+      const roleRef = { apiGroup: 'rbac.authorization.k8s.io', kind: 'Role', name: role.name };
+      const objects = [
+        { kind: 'Namespace', apiVersion: 'v1', metadata: { name: 'shop' } },
+        { kind: 'Role', apiVersion: rbac, metadata: role, rules },
+        { kind: 'RoleBinding', apiVersion: rbac, metadata: { name: grant, namespace: 'shop' }, roleRef, subjects },
+      ];
+      writeFileSync(file, objects.map((object) => JSON.stringify(object)).join('\n---\n'));
+      const fromMs = Date.now();
+      await authority.apply(file);
+      model.grant(serviceAccount, order, isGranted, fromMs, Date.now() + 1);
+    },
     async rotateSigningKey(retire) {
       const fromMs = Date.now();
       authority.rotateSigningKey({ retire });
+      if (retire) for (const key of keys.values()) key.retiredMs = Math.min(key.retiredMs, fromMs);
       // Its own token is as good as any other that the key signed.
       if (retire) await own.rotate();
       if (retire) bury('its signing key was retired', () => true, fromMs, Date.now() + 1);
@@ -142,10 +177,10 @@ export function createCluster(authority: Authority, own: Pod, model: Model): Clu
     rotateCa: () => authority.rotateCa(),
     rotateOwnToken: () => own.rotate(),
     fail(isOutage, random) {
-      const [what, isHard, fault, delayMs] = isOutage ? outage : nextFault(random);
+      const { what, isHard = true, strikes = 'cluster', fault, delayMs } = isOutage ? outage : nextFault(random);
       const fromMs = Date.now();
       authority.fail(fault, delayMs === undefined ? {} : { delayMs });
-      const trouble = model.trouble(what, isHard, fromMs, Date.now() + 1);
+      const trouble = model.trouble({ what, isHard, strikes, fromMs, sureFromMs: Date.now() + 1 });
       return {
         what,
         async end() {
@@ -157,23 +192,32 @@ export function createCluster(authority: Authority, own: Pod, model: Model): Clu
     },
     blip: (random) =>
       void authority.fail({ status: retriedStatuses[Math.floor(random() * retriedStatuses.length)] ?? 500, body: 'once' }, { times: 1 }),
+    [Symbol.dispose]: () => rmSync(directory, { recursive: true }),
   };
 }
 
-type ChosenFault = readonly [what: string, isHard: boolean, fault: Fault, delayMs?: number];
+interface ChosenFault {
+  readonly what: string;
+  /** Default: nothing gets through. */
+  readonly isHard?: boolean;
+  /** Default: whatever is asked. */
+  readonly strikes?: 'tokens';
+  readonly fault: Fault;
+  readonly delayMs?: number;
+}
 
-const outage: ChosenFault = ['outage', true, 'outage'];
+const outage: ChosenFault = { what: 'outage', fault: 'outage' };
 
-// Each once before one comes again.
-function createFaults(): (random: Random) => ChosenFault {
+// Each once before one comes again. By signature nobody asks for a review of a token.
+function createFaults(verification: Windows['verification']): (random: Random) => ChosenFault {
   let left: ChosenFault[] = [];
   return (random) => {
     if (left.length === 0) {
       left = [
-        ['slow', false, 'slow', 50 + random() * 1_500],
-        ['slower than a review may take', false, 'slow', 3_200 + random() * (slowestMs - 3_200)],
-        ...namedFaults.map((name) => [name, true, name] as const),
-        ...oddAnswers.map(([what, fault]) => [what, true, fault] as const),
+        { what: 'slow', isHard: false, fault: 'slow', delayMs: 50 + random() * 1_500 },
+        { what: 'slower than a review may take', isHard: false, fault: 'slow', delayMs: 3_200 + random() * (slowestMs - 3_200) },
+        ...faultsOfAll.map((fault) => ({ what: fault, fault })),
+        ...(verification === 'signature' ? [] : faultsOfTokens.map(([what, fault]) => ({ what, fault, strikes: 'tokens' as const }))),
       ];
     }
     return left.splice(Math.floor(random() * left.length), 1)[0] ?? outage;

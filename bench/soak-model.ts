@@ -1,52 +1,68 @@
-// What the soak knows of each token and of the cluster, and from that which answers to a request are right (C1 to C9 of the guard's rules).
+// What the soak knows of each token and of the cluster, and from that which answers to a request are right (V3, V6 and C1 to C9 of the guard's
+// rules, and for access what docs/authorizing.md says).
 // It knows nothing of the guard but its windows, and guesses nothing: what it cannot tell apart is all right, what it can tell is not.
 
 export interface Windows {
+  readonly verification: 'review' | 'signature';
   readonly cacheTtlMs: number;
   readonly refusalTtlMs: number;
   readonly staleIfErrorMs: number;
 }
 
 /** What is wrong with a token from the start, if anything. */
-export type Kind =
-  | 'good'
-  | 'stranger'
-  | 'not bound to a pod'
-  | 'forged'
-  | 'forged, unknown key'
-  | 'malformed'
-  | 'other audience'
-  | 'repeated'
-  | 'none';
+export type Kind = 'good' | 'stranger' | 'not bound to a pod' | 'forged' | 'forged, unknown key' | 'malformed' | 'repeated' | 'none';
 
 export type Answer = 'allowed' | 'missing_token' | 'invalid_token' | 'caller_not_allowed' | 'review_unavailable';
 
-/** A signing key of the cluster. */
-export interface Key {
-  /** When the guard had certainly loaded it: an answer to a request that ended then could not have been given without. */
-  knownFromMs: number;
+/** One of the guard's routes. */
+export interface Route {
+  readonly path: string;
+  readonly audience: string;
+  /** What callers of this route must be allowed to read, by the cluster's rules; absent where `allow` alone decides. */
+  readonly order?: string;
 }
 
-export interface Token {
+/** A signing key of the cluster. */
+export interface Key {
+  readonly madeMs: number;
+  /** When the guard had certainly loaded it: an answer to a request that ended then could not have been given without. */
+  knownFromMs: number;
+  /** Since when the cluster publishes it no more. */
+  retiredMs: number;
+  /** The one that is published instead: who knows that one has forgotten this one. */
+  next: Key | undefined;
+}
+
+/** What the guard asks the cluster about, and remembers. */
+export interface Question {
+  readonly requests: Asked[];
+  /** What is known after each request, in the order in which they ended. */
+  readonly remembered: Remembered[];
+}
+
+export interface Token extends Question {
   readonly kind: Kind;
   readonly text: string;
   readonly serviceAccount: string;
   readonly pod: string;
+  readonly audience: string;
   /** Absent where no key of the cluster is named. */
   readonly key: Key | undefined;
   readonly mintedMs: number;
   readonly expiresMs: number;
   /** When its pod, its ServiceAccount or its key went: certainly good until `fromMs`, certainly gone after `byMs`. */
   gone: { readonly fromMs: number; readonly byMs: number; readonly why: string } | undefined;
-  readonly requests: Asked[];
-  /** What is known after each request, in the order in which they ended. */
-  readonly remembered: Remembered[];
+  /** Whether its caller may read each order: no other token's question is the same, since the cluster is told which token it is. */
+  readonly accesses: Map<string, Question>;
 }
 
 /** One request. Times are in milliseconds since the epoch: what happened in between happened between `sentMs` and `endedMs`. */
 export interface Asked {
   readonly number: number;
   readonly token: Token;
+  readonly route: Route;
+  /** Whether its caller could read the route's order when it was sent; absent where there is none. */
+  readonly isGranted: boolean | undefined;
   readonly sentMs: number;
   endedMs: number;
   /** Absent where the client hung up: the guard went on deciding until `endedMs` and nobody saw what. */
@@ -65,7 +81,7 @@ interface Remembered {
   readonly acceptedByMs: number;
   /** No refusal is remembered that is later than this. */
   readonly refusedByMs: number;
-  /** A review has said no, and a token that is gone does not come back. */
+  /** A review has said no of a token: one that is gone does not come back. */
   readonly isRefused: boolean;
 }
 
@@ -74,6 +90,8 @@ export interface Trouble {
   readonly what: string;
   /** Certainly no review succeeds while it lasts. */
   readonly isHard: boolean;
+  /** Reviews of tokens only, whatever the cluster is asked, or the soak's own processes, in which anything may be late. */
+  readonly strikes: 'tokens' | 'cluster' | 'processes';
   readonly fromMs: number;
   readonly sureFromMs: number;
   sureUntilMs: number;
@@ -82,20 +100,32 @@ export interface Trouble {
   calmFromMs: number;
 }
 
+// An order may be read from here on, or may not be.
+interface Grant {
+  readonly isGranted: boolean;
+  readonly fromMs: number;
+  readonly byMs: number;
+}
+
 export interface Model {
-  token(token: Pick<Token, 'kind' | 'text' | 'serviceAccount' | 'pod' | 'key' | 'mintedMs' | 'expiresMs'>): Token;
+  token(token: Omit<Token, 'gone' | 'accesses' | keyof Question>): Token;
   /** The token is good until `fromMs` and gone after `byMs`; what was said before and is earlier stays. */
   bury(token: Token, why: string, fromMs: number, byMs: number): void;
-  trouble(what: string, isHard: boolean, fromMs: number, sureFromMs: number): Trouble;
+  /** From now on a ServiceAccount may read an order, or may not: certainly not before `fromMs`, certainly after `byMs`. Nobody may at first. */
+  grant(serviceAccount: string, order: string, isGranted: boolean, fromMs: number, byMs: number): void;
+  trouble(trouble: Pick<Trouble, 'what' | 'isHard' | 'strikes' | 'fromMs' | 'sureFromMs'>): Trouble;
   /** `sureUntilMs`: it certainly lasted until then; `endedMs`: it was certainly over then. */
   over(trouble: Trouble, sureUntilMs: number, endedMs: number): void;
-  sent(token: Token): Asked;
+  sent(token: Token, route: Route): Asked;
   ended(asked: Asked, answer: string | undefined, source: string): void;
   /** Judges what ended before `beforeMs`, in that order, once all is known about the time until then. */
   judge(beforeMs: number): void;
 }
 
-/** Sees each request as it is judged. `right`: the answers that are. `explain`: what is known that bears on it, as a time line. */
+/**
+ * Sees each request as it is judged. `right`: the answers that are, none of them where any comes too late. `explain`: what is known that bears
+ * on it, as a time line.
+ */
 export type Judged = (asked: Asked, right: ReadonlySet<Answer>, explain: () => string) => void;
 
 // Of a real API server, and of the authority: a yes is remembered, and a token is taken for a while after its expiry.
@@ -107,13 +137,19 @@ const trialMs = 3_600;
 export const noticedMs = 3_600 + 5_300 + 3_600;
 // The longest that the soak lets an answer take: the API server may still review a token that the guard has given up on.
 export const slowestMs = 5_000;
+// Of a guard that waits for nothing, on a machine with other work to do.
+const promptMs = 2_000;
 // C6, C8, V3.
 const maxInFlight = 32;
 const maxInFlightOfOne = 8;
 const unknownPerSecond = 10;
+const keysEveryMs = 30_000;
+const keysLoadMs = 1_000;
 
-export function createModel({ cacheTtlMs, refusalTtlMs, staleIfErrorMs }: Windows, judged: Judged): Model {
+export function createModel({ verification, cacheTtlMs, refusalTtlMs, staleIfErrorMs }: Windows, judged: Judged): Model {
+  const isBySignature = verification === 'signature';
   const startedMs = Date.now();
+  const grants = new Map<string, Grant[]>();
   const outstanding = new Set<Asked>();
   const outstandingOf = new Map<string, Set<Asked>>();
   const toJudge: Asked[] = [];
@@ -122,15 +158,17 @@ export function createModel({ cacheTtlMs, refusalTtlMs, staleIfErrorMs }: Window
   let troubles: Trouble[] = [];
   let asked = 0;
 
+  // V3: how many of them are reviewed is limited. By signature none is.
   const isNamingUnknownKey = ({ token: { kind, key }, sentMs }: Asked): boolean =>
-    kind === 'forged, unknown key' || (key !== undefined && key.knownFromMs > sentMs);
+    !isBySignature && (kind === 'forged, unknown key' || (key !== undefined && key.knownFromMs > sentMs));
   const second = (ms: number): number => Math.floor(ms / 1000);
+  const grantsTo = (serviceAccount: string, order: string | undefined): readonly Grant[] => grants.get(`${serviceAccount} ${order}`) ?? [];
 
-  const overlapping = ({ token, sentMs, endedMs }: Asked): readonly Asked[] =>
-    token.requests.filter((other) => other.endedMs >= sentMs && other.sentMs <= endedMs);
+  const overlapping = ({ sentMs, endedMs }: Asked, { requests }: Question): readonly Asked[] =>
+    requests.filter((other) => other.endedMs >= sentMs && other.sentMs <= endedMs);
 
   /** What was known when the request was sent, of all that had ended by then. */
-  const rememberedAt = ({ remembered }: Token, ms: number): Remembered => remembered.findLast(({ atMs }) => atMs <= ms) ?? nothing;
+  const rememberedAt = ({ remembered }: Question, ms: number): Remembered => remembered.findLast(({ atMs }) => atMs <= ms) ?? nothing;
 
   function isLimited(one: Asked): boolean {
     if (!isNamingUnknownKey(one)) return false;
@@ -142,68 +180,137 @@ export function createModel({ cacheTtlMs, refusalTtlMs, staleIfErrorMs }: Window
     return false;
   }
 
-  interface Facts {
+  // V6: whether the keys that the guard goes by may lack this one, and be too young to be loaded again.
+  function mayLackKey({ token: { kind, key }, sentMs, endedMs }: Asked): boolean {
+    if (!isBySignature) return false;
+    if (key === undefined) return kind === 'forged, unknown key';
+    if (key.retiredMs <= endedMs) return true;
+    if (key.knownFromMs <= sentMs) return false;
+    const lastLoadMs = sentMs - keysEveryMs - keysLoadMs;
+    return lastLoadMs < key.madeMs || troubles.some(({ fromMs, endedMs: overMs }) => fromMs <= endedMs && lastLoadMs <= overMs);
+  }
+
+  /** What the cluster can say, and what stands in its way. */
+  interface Conditions {
+    /** It can have said yes, and no, until then at the latest. */
+    readonly yesByMs: number;
+    readonly noByMs: number;
+    readonly troubles: readonly Trouble[];
+    readonly staleIfErrorMs: number;
+  }
+
+  interface Facts extends Omit<Conditions, 'troubles' | 'staleIfErrorMs'> {
     /** A review that tells of this request was asked for at this time or later: one may be shared with a request that came before. */
     readonly reviewedFromMs: number;
     readonly isHard: boolean;
     readonly isTroubled: boolean;
+    /** Nobody else asked meanwhile. */
+    readonly isAlone: boolean;
     readonly before: Remembered;
     readonly mayBeReviewed: boolean;
     readonly mayBeCached: boolean;
     readonly mayBeStale: boolean;
+    readonly mayBeRefused: boolean;
     readonly isSurelyCached: boolean;
     readonly isSurelyStale: boolean;
   }
 
-  function findFacts(one: Asked): Facts {
+  function findFacts(one: Asked, question: Question, { yesByMs, noByMs, ...conditions }: Conditions): Facts {
     const { token, sentMs, endedMs } = one;
-    const together = overlapping(one);
+    const together = overlapping(one, question);
     const reviewedFromMs = Math.min(...together.map((other) => other.sentMs));
-    const isHard = troubles.some((trouble) => trouble.isHard && trouble.sureFromMs <= reviewedFromMs && endedMs <= trouble.sureUntilMs);
-    const isTroubled = troubles.some((trouble) => trouble.fromMs <= endedMs && reviewedFromMs <= trouble.calmFromMs);
-    const before = rememberedAt(token, sentMs);
-    const yesByMs = lastYesMs(token);
-    // The API server's yes, at the latest; a guard that remembers it counts from when it asked.
+    const isHard = conditions.troubles.some(
+      (trouble) => trouble.isHard && trouble.sureFromMs <= reviewedFromMs && endedMs <= trouble.sureUntilMs,
+    );
+    const isTroubled = conditions.troubles.some((trouble) => trouble.fromMs <= endedMs && reviewedFromMs <= trouble.calmFromMs);
+    const before = rememberedAt(question, sentMs);
+    // The cluster's yes, at the latest; a guard that remembers it counts from when it asked.
     const acceptedByMs = Math.min(before.acceptedByMs, yesByMs);
-    const mayBeErased = token.gone !== undefined && token.gone.fromMs <= endedMs;
-    const from = mayBeErased ? undefined : before.acceptedFromMs;
+    const isErased = before.acceptedFromMs !== undefined && before.acceptedFromMs <= noByMs;
+    const from = isErased ? undefined : before.acceptedFromMs;
     const isWithin = (ttlMs: number): boolean => from !== undefined && endedMs < Math.min(from + ttlMs, token.expiresMs);
     const isQueued = together.some(({ peak, peakOfOne }) => peak > maxInFlight || peakOfOne > maxInFlightOfOne);
     return {
       reviewedFromMs,
       isHard,
       isTroubled,
+      isAlone: together.length === 1,
       before,
+      yesByMs,
+      noByMs,
       mayBeReviewed: !isHard && sentMs <= token.expiresMs + leewayMs && reviewedFromMs <= yesByMs,
       mayBeCached: sentMs < Math.min(acceptedByMs + cacheTtlMs, token.expiresMs),
-      mayBeStale: isTroubled && sentMs < Math.min(acceptedByMs + staleIfErrorMs, token.expiresMs),
+      mayBeStale: isTroubled && sentMs < Math.min(acceptedByMs + conditions.staleIfErrorMs, token.expiresMs),
+      mayBeRefused: (!isHard && reviewedFromMs <= noByMs) || sentMs < before.refusedByMs + refusalTtlMs,
       isSurelyCached: isWithin(cacheTtlMs),
-      isSurelyStale: isWithin(staleIfErrorMs) && !isQueued && !isLimited(one),
+      isSurelyStale: isWithin(conditions.staleIfErrorMs) && !isQueued,
     };
   }
 
-  // Until when the API server can have said yes: while all is there, and as long as it remembers the last time that it looked.
-  function lastYesMs({ gone, requests }: Token): number {
-    if (gone === undefined) return Number.POSITIVE_INFINITY;
+  function findTokenFacts(one: Asked): Facts {
+    const { token, endedMs } = one;
+    const { key, gone, requests } = token;
+    const [always, never] = [Number.POSITIVE_INFINITY, Number.NEGATIVE_INFINITY];
+    if (isBySignature) {
+      // The guard's keys say yes, and know nothing but keys.
+      const noByMs = key !== undefined && key.retiredMs <= endedMs ? endedMs : never;
+      return findFacts(one, token, { yesByMs: key?.next?.knownFromMs ?? always, noByMs, troubles: [], staleIfErrorMs: 0 });
+    }
+    if (gone === undefined) return findFacts(one, token, { yesByMs: always, noByMs: never, troubles, staleIfErrorMs });
+    // The API server says yes while all is there, and as long as it remembers the last time that it looked.
     const looked = requests.filter(({ sentMs }) => sentMs <= gone.byMs);
-    return Math.min(gone.byMs, Math.max(...looked.map(({ endedMs }) => endedMs + slowestMs))) + serverMemoryMs;
+    const lookedByMs = Math.max(...looked.map((other) => other.endedMs + slowestMs));
+    const yesByMs = Math.min(gone.byMs, lookedByMs) + serverMemoryMs;
+    return findFacts(one, token, { yesByMs, noByMs: gone.fromMs <= endedMs ? endedMs : never, troubles, staleIfErrorMs });
   }
 
-  function rightAnswers(one: Asked, facts: Facts): ReadonlySet<Answer> {
-    const { token, sentMs, endedMs } = one;
+  /** Undefined where nobody asks what the caller may do. */
+  function findAccessFacts(one: Asked): Facts | undefined {
+    const { token, route, endedMs } = one;
+    const question = token.accesses.get(route.order ?? '');
+    if (question === undefined) return undefined;
+    // What is changed counts at once.
+    const last = grantsTo(token.serviceAccount, route.order).findLast(({ fromMs }) => fromMs <= endedMs);
+    const untilMs = last === undefined ? Number.NEGATIVE_INFINITY : Math.min(last.byMs, endedMs);
+    return findFacts(one, question, {
+      yesByMs: last?.isGranted === true ? endedMs : untilMs,
+      noByMs: last?.isGranted === true ? untilMs : endedMs,
+      troubles: troubles.filter(({ strikes }) => strikes !== 'tokens'),
+      staleIfErrorMs,
+    });
+  }
+
+  function rightAnswers(one: Asked, facts: Facts, access: Facts | undefined): ReadonlySet<Answer> {
+    if (access === undefined && isLate(one)) return new Set();
+    const right = rightOfToken(one, facts);
+    // First who is calling, then whether it may.
+    if (access === undefined || !right.delete('allowed')) return right;
+    if (access.mayBeReviewed || access.mayBeCached || access.mayBeStale) right.add('allowed');
+    if (access.mayBeRefused) right.add('caller_not_allowed');
+    if (access.isTroubled && !access.isSurelyCached && !access.isSurelyStale) right.add('review_unavailable');
+    return right;
+  }
+
+  // By signature nobody is asked who is calling, so there is nobody to wait for.
+  function isLate(one: Asked): boolean {
+    const { sentMs, endedMs } = one;
+    if (!isBySignature || endedMs - sentMs < promptMs || mayLackKey(one)) return false;
+    return !troubles.some((trouble) => trouble.strikes === 'processes' && trouble.fromMs <= endedMs && sentMs <= trouble.endedMs);
+  }
+
+  function rightOfToken(one: Asked, facts: Facts): Set<Answer> {
+    const { token, route, sentMs, endedMs } = one;
     const { before, isHard, isTroubled } = facts;
     const right = new Set<Answer>();
-    const mayBeUnavailable = isTroubled || isLimited(one);
+    const isOverLimit = isLimited(one);
+    const mayBeUnavailable = isTroubled || isOverLimit || mayLackKey(one);
+    if (token.kind === 'none') return right.add('missing_token');
+    if (token.kind === 'malformed' || token.kind === 'repeated' || token.audience !== route.audience) return right.add('invalid_token');
     switch (token.kind) {
-      case 'none':
-        return right.add('missing_token');
-      case 'malformed':
-      case 'other audience':
-      case 'repeated':
-        return right.add('invalid_token');
       case 'forged': {
         // Known to be forged where the key is known; else the cluster says so, if it can be asked.
-        if (mayBeUnavailable && token.key !== undefined && token.key.knownFromMs > sentMs) right.add('review_unavailable');
+        const isUnknown = isBySignature || (token.key !== undefined && token.key.knownFromMs > sentMs);
+        if (mayBeUnavailable && isUnknown) right.add('review_unavailable');
         return right.add('invalid_token');
       }
       case 'forged, unknown key': {
@@ -212,6 +319,7 @@ export function createModel({ cacheTtlMs, refusalTtlMs, staleIfErrorMs }: Window
         return right;
       }
       case 'stranger': {
+        if (isBySignature) break;
         // Where the key is known the claims can be believed, and nobody need be asked (C8).
         right.add('caller_not_allowed');
         if (sentMs < before.refusedByMs + refusalTtlMs) right.add('invalid_token');
@@ -220,83 +328,111 @@ export function createModel({ cacheTtlMs, refusalTtlMs, staleIfErrorMs }: Window
     }
     const accepted = { good: 'allowed', stranger: 'caller_not_allowed', 'not bound to a pod': 'invalid_token' } as const;
     if (!before.isRefused && (facts.mayBeReviewed || facts.mayBeCached || facts.mayBeStale)) right.add(accepted[token.kind]);
-    const isGone = token.gone !== undefined && token.gone.fromMs <= endedMs;
-    if (endedMs > token.expiresMs + leewayMs || (isGone && !isHard) || sentMs < before.refusedByMs + refusalTtlMs)
-      right.add('invalid_token');
-    if (mayBeUnavailable && !facts.isSurelyCached && !facts.isSurelyStale) right.add('review_unavailable');
+    if (endedMs > token.expiresMs + leewayMs || facts.mayBeRefused) right.add('invalid_token');
+    if (mayBeUnavailable && !facts.isSurelyCached && (isOverLimit || !facts.isSurelyStale)) right.add('review_unavailable');
     return right;
   }
 
   // What the guard may, and what it must remember from here on.
-  function remember(one: Asked, facts: Facts): void {
-    const { token, answer, endedMs } = one;
-    const { isHard, isSurelyCached, before } = facts;
-    const last = token.remembered.at(-1) ?? nothing;
-    const reviewedByMs = isHard || (isSurelyCached && answer === 'allowed') ? Number.NEGATIVE_INFINITY : endedMs;
-    const acceptedByMs = Math.max(last.acceptedByMs, reviewedByMs);
-    const refusedByMs = Math.max(last.refusedByMs, reviewedByMs);
-    const isClear = token.kind === 'good';
-    if (isClear && answer === 'allowed' && !last.isRefused) {
-      // An acceptance that was remembered is no younger for having been used; and none is older than the first request.
-      const firstMs = Math.min(...token.requests.map(({ sentMs }) => sentMs));
-      const fromMs = facts.mayBeCached || facts.mayBeStale ? (before.acceptedFromMs ?? firstMs) : facts.reviewedFromMs;
-      const acceptedFromMs = Math.max(last.acceptedFromMs ?? Number.NEGATIVE_INFINITY, fromMs);
-      token.remembered.push({ ...last, atMs: endedMs, acceptedFromMs, acceptedByMs });
-    } else if (isClear && answer === 'invalid_token') {
-      token.remembered.push({
+  function remember(one: Asked, facts: Facts, access: Facts | undefined): void {
+    const { token, route, answer } = one;
+    if (token.audience !== route.audience) return;
+    const question = token.accesses.get(route.order ?? '');
+    const isAccepted = answer === 'allowed' || (access !== undefined && answer === 'caller_not_allowed');
+    if (question !== undefined && access !== undefined && (isAccepted || answer === undefined)) {
+      keep(question, one, answer && (answer === 'allowed' ? 'accepted' : 'refused'), access);
+    }
+    const verdict = isAccepted ? 'accepted' : answer === 'invalid_token' ? 'refused' : undefined;
+    // Where nobody knows whether the caller may, it may have been accepted before.
+    if (answer !== 'review_unavailable' || access !== undefined) keep(token, one, token.kind === 'good' ? verdict : undefined, facts);
+  }
+
+  /** `verdict`: undefined where nobody saw it. */
+  function keep(question: Question, { token, endedMs }: Asked, verdict: 'accepted' | 'refused' | undefined, facts: Facts): void {
+    const { requests, remembered } = question;
+    const isForGood = question === token;
+    const last = remembered.at(-1) ?? nothing;
+    const { isHard, isSurelyCached, before, yesByMs, noByMs } = facts;
+    const reviewedByMs = isHard || (isSurelyCached && verdict === 'accepted') ? Number.NEGATIVE_INFINITY : endedMs;
+    const acceptedByMs = Math.max(last.acceptedByMs, Math.min(reviewedByMs, yesByMs));
+    const refusedByMs = Math.max(last.refusedByMs, Math.min(reviewedByMs, noByMs));
+    if (verdict === 'refused') {
+      // One that came before, and is told of after it, may have been accepted since.
+      const isErased = isForGood || facts.isAlone;
+      remembered.push({
         atMs: endedMs,
         acceptedFromMs: undefined,
-        acceptedByMs: Number.NEGATIVE_INFINITY,
+        acceptedByMs: isErased ? Number.NEGATIVE_INFINITY : last.acceptedByMs,
         refusedByMs,
-        isRefused: true,
+        isRefused: isForGood,
       });
-    } else if (answer !== 'review_unavailable') {
-      token.remembered.push({ ...last, atMs: endedMs, acceptedByMs, refusedByMs });
+    } else if (verdict === 'accepted' && !last.isRefused) {
+      // An acceptance that was remembered is no younger for having been used; and none is older than the first request.
+      const firstMs = Math.min(...requests.map(({ sentMs }) => sentMs));
+      const fromMs = facts.mayBeCached || facts.mayBeStale ? (before.acceptedFromMs ?? firstMs) : facts.reviewedFromMs;
+      const acceptedFromMs = Math.max(last.acceptedFromMs ?? Number.NEGATIVE_INFINITY, fromMs);
+      remembered.push({ ...last, atMs: endedMs, acceptedFromMs, acceptedByMs });
+    } else {
+      remembered.push({ ...last, atMs: endedMs, acceptedByMs, refusedByMs });
     }
   }
 
-  function learn({ token, sentMs, endedMs, answer, source }: Asked): void {
+  function learn({ token, route, sentMs, endedMs, answer, source }: Asked): void {
+    if (token.audience !== route.audience) return;
     const { key, kind } = token;
+    const isAccepted = answer === 'allowed' || (route.order !== undefined && answer === 'caller_not_allowed');
     const isScreened = source === 'screening' && (kind === 'forged' ? answer === 'invalid_token' : answer === 'caller_not_allowed');
-    if (isScreened && key !== undefined && (kind === 'forged' || kind === 'stranger')) key.knownFromMs = Math.min(key.knownFromMs, endedMs);
-    // Nobody had seen this token: it was reviewed, so the breaker is shut, and no trial of before can open it any more.
-    if (kind !== 'good' || answer !== 'allowed' || token.requests.length > 1) return;
+    const tellsOfKey = isBySignature
+      ? (kind === 'good' && isAccepted) || (kind === 'stranger' && answer === 'caller_not_allowed')
+      : isScreened && (kind === 'forged' || kind === 'stranger');
+    if (tellsOfKey && key !== undefined) key.knownFromMs = Math.min(key.knownFromMs, endedMs);
+    // Nobody had seen this token: the cluster was asked, so the breaker is shut, and no trial of before can open it any more.
+    if (kind !== 'good' || !isAccepted || (isBySignature && route.order === undefined) || token.requests.length > 1) return;
     for (const trouble of troubles) {
       if (trouble.endedMs + trialMs <= sentMs) trouble.calmFromMs = Math.min(trouble.calmFromMs, endedMs);
     }
   }
 
-  function explain(one: Asked, facts: Facts): string {
-    const { token } = one;
+  function explain(one: Asked, facts: Facts, access: Facts | undefined): string {
+    const { token, route } = one;
     const at = (ms: number): string =>
       ms < startedMs ? 'before the start' : Number.isFinite(ms) ? `${((ms - startedMs) / 1000).toFixed(3)} s` : 'not yet';
     const lines = [
-      `token: ${token.kind}, ${token.serviceAccount} ${token.pod}, minted ${at(token.mintedMs)}, expires ${at(token.expiresMs)}`,
-      `key: ${token.key === undefined ? 'none of the cluster' : `known to the guard from ${at(token.key.knownFromMs)}`}`,
+      `token: ${token.kind}, for ${token.audience}, ${token.serviceAccount} ${token.pod}, minted ${at(token.mintedMs)}, expires ${at(token.expiresMs)}`,
+      `key: ${token.key === undefined ? 'none of the cluster' : `known to the guard from ${at(token.key.knownFromMs)}, retired ${at(token.key.retiredMs)}`}`,
       ...(token.gone === undefined ? [] : [`gone: ${token.gone.why}, ${at(token.gone.fromMs)} to ${at(token.gone.byMs)}`]),
       ...troubles
         .filter(({ fromMs, calmFromMs }) => fromMs < one.endedMs + 1_000 && calmFromMs > one.sentMs - 15_000)
         .map(({ what, isHard, fromMs, endedMs, calmFromMs }) => {
           return `cluster: ${what}${isHard ? '' : ' (some may get through)'}, ${at(fromMs)} to ${at(endedMs)}, noticed by ${at(calmFromMs)}`;
         }),
+      ...grantsTo(token.serviceAccount, route.order)
+        .slice(-5)
+        .map(({ isGranted, fromMs, byMs }) => `order ${route.order}: ${isGranted ? 'granted' : 'revoked'} ${at(fromMs)} to ${at(byMs)}`),
       ...token.requests.slice(-25).map((other) => {
         const { number, sentMs, endedMs, answer = 'hung up', source, peak, peakOfOne } = other;
-        const mark = other === one ? '>' : ' ';
-        return `${mark} #${number} ${at(sentMs)} to ${at(endedMs)}: ${answer} (${source}), among ${peak}, ${peakOfOne} of its own`;
+        const what = `${other === one ? '>' : ' '} #${number} ${other.route.path} ${at(sentMs)} to ${at(endedMs)}`;
+        return `${what}: ${answer} (${source}), among ${peak}, ${peakOfOne} of its own`;
       }),
-      `facts: ${JSON.stringify(facts, (_name, value: unknown) => (typeof value === 'number' ? at(value) : value))}`,
+      `facts: ${JSON.stringify({ token: facts, access }, (_name, value: unknown) => (typeof value === 'number' ? at(value) : value))}`,
     ];
     return lines.map((line) => `    ${line}`).join('\n');
   }
 
   return {
-    token: (token) => ({ ...token, gone: undefined, requests: [], remembered: [] }),
+    token: (token) => ({ ...token, gone: undefined, requests: [], remembered: [], accesses: new Map() }),
     bury(token, why, fromMs, byMs) {
       if (token.gone === undefined || fromMs < token.gone.fromMs) token.gone = { fromMs, byMs, why };
     },
-    trouble(what, isHard, fromMs, sureFromMs) {
+    grant(serviceAccount, order, isGranted, fromMs, byMs) {
+      const name = `${serviceAccount} ${order}`;
+      const all = grants.get(name) ?? [];
+      all.push({ isGranted, fromMs, byMs });
+      grants.set(name, all);
+    },
+    trouble(begun) {
       const never = Number.POSITIVE_INFINITY;
-      const trouble = { what, isHard, fromMs, sureFromMs, sureUntilMs: never, endedMs: never, calmFromMs: never };
+      const trouble = { ...begun, sureUntilMs: never, endedMs: never, calmFromMs: never };
       troubles.push(trouble);
       return trouble;
     },
@@ -305,10 +441,12 @@ export function createModel({ cacheTtlMs, refusalTtlMs, staleIfErrorMs }: Window
       trouble.endedMs = endedMs;
       trouble.calmFromMs = endedMs + noticedMs;
     },
-    sent(token) {
+    sent(token, route) {
       const one: Asked = {
         number: ++asked,
         token,
+        route,
+        isGranted: route.order === undefined ? undefined : grantsTo(token.serviceAccount, route.order).at(-1)?.isGranted === true,
         sentMs: Date.now(),
         endedMs: Number.POSITIVE_INFINITY,
         answer: undefined,
@@ -316,7 +454,13 @@ export function createModel({ cacheTtlMs, refusalTtlMs, staleIfErrorMs }: Window
         peak: 0,
         peakOfOne: 0,
       };
-      token.requests.push(one);
+      // Of another audience, it is refused by its claims, and nothing is asked or remembered.
+      if (token.audience === route.audience) token.requests.push(one);
+      if (token.kind === 'good' && token.audience === route.audience && route.order !== undefined) {
+        const access = token.accesses.get(route.order) ?? { requests: [], remembered: [] };
+        access.requests.push(one);
+        token.accesses.set(route.order, access);
+      }
       const ofOne = outstandingOf.get(token.serviceAccount) ?? new Set();
       outstandingOf.set(token.serviceAccount, ofOne.add(one));
       outstanding.add(one);
@@ -338,9 +482,10 @@ export function createModel({ cacheTtlMs, refusalTtlMs, staleIfErrorMs }: Window
     judge(beforeMs) {
       const count = toJudge.findIndex(({ endedMs }) => endedMs > beforeMs);
       for (const one of toJudge.splice(0, count === -1 ? toJudge.length : count)) {
-        const facts = findFacts(one);
-        if (one.answer !== undefined) judged(one, rightAnswers(one, facts), () => explain(one, facts));
-        remember(one, facts);
+        const facts = findTokenFacts(one);
+        const access = findAccessFacts(one);
+        if (one.answer !== undefined) judged(one, rightAnswers(one, facts, access), () => explain(one, facts, access));
+        remember(one, facts, access);
       }
       const forgottenMs = Math.min(beforeMs, ...[...outstanding].map(({ sentMs }) => sentMs)) - 120_000;
       troubles = troubles.filter(({ calmFromMs }) => calmFromMs > forgottenMs);

@@ -1,5 +1,5 @@
-// The process that is soaked: a guard before a handler, and what this process alone can tell of itself: what it still decides, its stalls,
-// its heap, and what went wrong unseen.
+// The process that is soaked: a guard and its routes before a handler, and what this process alone can tell of itself: what it still
+// decides, its stalls, its heap, and what went wrong unseen.
 
 import { AsyncLocalStorage } from 'node:async_hooks';
 import { subscribe } from 'node:diagnostics_channel';
@@ -67,6 +67,12 @@ async function serve(options: GuardOptions): Promise<void> {
 
   const silent = (): void => undefined;
   const guard = createGuard({ ...options, logger: { info: silent, warn: silent, error: silent } });
+  const { allow } = options;
+  const vault = guard.with({ allow, audience: 'vault' });
+  const orders = guard.with({
+    allow,
+    authorize: { verb: 'get', group: 'shop.example', resource: 'orders', namespace: 'shop', name: ({ params }) => params['order'] },
+  });
   const decided = new AsyncLocalStorage<{ source?: Decision['source'] }>();
   subscribe(decisionChannel, (message) => {
     const store = decided.getStore();
@@ -77,9 +83,11 @@ async function serve(options: GuardOptions): Promise<void> {
   const server = createServer((request, response) => {
     const number = Number(request.headers['x-request-number']);
     const decision: { source?: Decision['source'] } = {};
+    const [, order] = /^\/orders\/(.+)$/.exec(request.url ?? '') ?? [];
+    const route = order !== undefined ? orders : request.url === '/vault' ? vault : guard;
     checking.add(number);
     void decided
-      .run(decision, () => guard.check(request))
+      .run(decision, () => route.check(request, undefined, { order }))
       .then(
         (caller) => {
           for (const [name, value] of Object.entries(guard.responseHeaders)) response.setHeader(name, value);

@@ -10,11 +10,23 @@ import type { GuardOptions, TokenHeader } from '@k8s-sa-auth/core';
 import { createAuthority } from '@k8s-sa-auth/testing';
 
 import { type Cluster, createCluster, createRandom, type Random } from './soak-cluster.ts';
-import { type Answer, type Asked, createModel, type Judged, type Kind, type Model, noticedMs, type Token } from './soak-model.ts';
+import {
+  type Answer,
+  type Asked,
+  createModel,
+  type Judged,
+  type Kind,
+  type Model,
+  noticedMs,
+  type Route,
+  type Token,
+  type Windows,
+} from './soak-model.ts';
 import { type Listening, type StatusAnswer, type StatusQuestion, watchStalls } from './soak-server.ts';
 import { createForger, type Forger } from './soak-tokens.ts';
 
-const usage = `Soaks one guard: callers over loopback, and an authority whose pods, ServiceAccounts, keys and API server go wrong at random.
+const usage = `Soaks one guard: callers over loopback, and an authority whose pods, ServiceAccounts, keys, RoleBindings and API server go wrong at
+random. Its routes: one by its own audience, one by another, and one that also asks the cluster who may read which order.
 A model knows what happened and which answers each request may get.
 
 Usage: pnpm soak [--seconds 60] [--callers 200] [--rate 300] [--seed N]
@@ -26,12 +38,16 @@ Usage: pnpm soak [--seconds 60] [--callers 200] [--rate 300] [--seed N]
   --help      print this
 
 The guard runs with windows that a minute crosses often: cacheTtlMs 2 000, refusalTtlMs 1 000, staleIfErrorMs 6 000. An odd seed sends
-tokens as Authorization: Bearer, an even one as X-Client-Id.
+tokens as Authorization: Bearer, an even one as X-Client-Id. A seed that leaves 2 or 3 when divided by 4 verifies by signature, another by
+review.
 
 Exits with 0 if no answer was wrong, no rejection unhandled, and the memory flat after warm-up; else with 1.`;
 
-const windows = { cacheTtlMs: 2_000, refusalTtlMs: 1_000, staleIfErrorMs: 6_000 };
-const audience = 'shop';
+const memory = { cacheTtlMs: 2_000, refusalTtlMs: 1_000, staleIfErrorMs: 6_000 };
+const plain: Route = { path: '/', audience: 'shop' };
+const vault: Route = { path: '/vault', audience: 'vault' };
+const orders: readonly Route[] = ['1', '2'].map((order) => ({ path: `/orders/${order}`, audience: 'shop', order }));
+const routes = [plain, ...orders, vault];
 const perServiceAccount = 5;
 // Well above what a guard takes by its own limits: 5 s for a review, and 1 s for the keys.
 const noAnswerMs = 20_000;
@@ -79,7 +95,10 @@ function readOptions(): Options | string {
 async function soak(options: Options, interruption: AbortSignal): Promise<number> {
   const { seconds, seed } = options;
   const header: TokenHeader = seed % 2 === 1 ? 'authorization' : 'x-client-id';
-  console.log(`seed ${seed}: ${options.callers} callers for ${seconds} s, ${options.rate} requests/s, ${header}`);
+  const windows: Windows = { verification: seed % 4 < 2 ? 'review' : 'signature', ...memory };
+  console.log(
+    `seed ${seed}: ${options.callers} callers for ${seconds} s, ${options.rate} requests/s, ${header}, by ${windows.verification}`,
+  );
 
   const troubles: string[] = [];
   process.on('unhandledRejection', (reason) => troubles.push(`unhandled rejection of the soak: ${String(reason)}`));
@@ -87,11 +106,11 @@ async function soak(options: Options, interruption: AbortSignal): Promise<number
   const own = await authority.pod('guard/guard');
   const tally = createTally();
   const model = createModel(windows, tally.judged);
-  const cluster = createCluster(authority, own, model);
+  using cluster = createCluster(authority, own, model, windows.verification);
   // Names the key that the guard has loaded when it is ready.
-  await cluster.mint({ kind: 'good', serviceAccount: serviceAccountOf(0), pod: 'first', audience });
+  await cluster.mint({ kind: 'good', serviceAccount: serviceAccountOf(0), pod: 'first', audience: plain.audience });
 
-  const guardOptions: GuardOptions = { audience, allow: ['fleet/*'], header, apiServer: own.apiServer, ...windows };
+  const guardOptions: GuardOptions = { audience: plain.audience, allow: ['fleet/*'], header, apiServer: own.apiServer, ...windows };
   const child = fork(new URL('soak-server.ts', import.meta.url), [JSON.stringify(guardOptions)], {
     execArgv: ['--expose-gc', '--no-warnings'],
   });
@@ -115,21 +134,18 @@ async function soak(options: Options, interruption: AbortSignal): Promise<number
   const world: World = { cluster, client, forger: createForger(), options, ended, events: [] };
 
   const startedMs = performance.now();
-  const calls = countCalls(() => authority.calls);
-  const watch = setInterval(() => {
-    observer.askStatus(false);
-    calls.count();
-  }, 100);
+  const countOf = (resource: string): number => authority.count({ resource });
+  const watch = setInterval(() => observer.askStatus(false), 100);
   const warmUpMs = Math.min(15_000, seconds * 333);
   const progress = createProgress(process.stdout, () => {
     const wrong = tally.differences.length === 0 ? 'none wrong' : `${tally.differences.length} WRONG`;
     const at = `${Math.floor((performance.now() - startedMs) / 1000)} s`.padStart(5);
-    return `${at}  ${tally.count()} requests judged, ${wrong}, ${calls.reviews()} reviews  ${world.now ?? ''}`;
+    return `${at}  ${tally.count()} requests judged, ${wrong}, ${countOf('tokenreviews')} reviews  ${world.now ?? ''}`;
   });
   const timer = setTimeout(() => over.abort(), seconds * 1000);
   const warmedUp = sleep(warmUpMs, ended).then(() => observer.measureHeap());
   const remembered = sleep(warmUpMs, ended).then(() => tally.callers());
-  const life = [...startCallers(world), causeFaults(world), causeDeletions(world), causeRotations(world), probe(world)];
+  const life = [...startCallers(world), causeFaults(world), causeDeletions(world), causeGrants(world), causeRotations(world), probe(world)];
   await Promise.all(life.map((part) => part.catch((error: unknown) => troubles.push(`the soak itself: ${String(error)}`))));
 
   clearTimeout(timer);
@@ -138,7 +154,6 @@ async function soak(options: Options, interruption: AbortSignal): Promise<number
   await observer.settle();
   clearInterval(watch);
   const heap = { warm: await warmedUp, end: await observer.measureHeap(), callers: tally.callers() - (await remembered) };
-  calls.count();
   progress.end();
   model.judge(Number.POSITIVE_INFINITY);
   client.close();
@@ -146,7 +161,8 @@ async function soak(options: Options, interruption: AbortSignal): Promise<number
   if (died.signal.aborted) troubles.push(String(died.signal.reason));
   else await once(child, 'exit');
 
-  const isFlat = print(tally, { reviews: calls.reviews(), troubles, stalls: observer.stalls(), events: world.events, heap, seed });
+  const reviews = `${countOf('tokenreviews')} of tokens, ${countOf('subjectaccessreviews')} of access`;
+  const isFlat = print(tally, { reviews, troubles, stalls: observer.stalls(), events: world.events, heap, seed });
   const isGood = tally.differences.length === 0 && troubles.length === 0 && isFlat;
   return !isGood ? 1 : interruption.aborted ? 130 : 0;
 }
@@ -166,6 +182,7 @@ interface World {
 
 const serviceAccountOf = (index: number): string => `fleet/sa-${Math.floor(index / perServiceAccount)}`;
 const podOf = (index: number): string => `pod-${index}`;
+const pick = <T>(from: readonly T[], random: Random): T | undefined => from[Math.floor(random() * from.length)];
 const sleep = (ms: number, signal: AbortSignal): Promise<void> => sleepFor(ms, undefined, { signal }).catch(() => undefined);
 
 function startCallers(world: World): readonly Promise<void>[] {
@@ -176,6 +193,8 @@ function startCallers(world: World): readonly Promise<void>[] {
 async function call({ cluster, client, forger, options, ended }: World, index: number, random: Random): Promise<void> {
   const thinkMs = (options.callers / options.rate) * 1000;
   const [serviceAccount, pod] = [serviceAccountOf(index), podOf(index)];
+  const { audience } = index % 4 === 3 ? vault : plain;
+  const mine = routes.filter((one) => one.audience === audience);
   const mint = (): Promise<Token> =>
     cluster.mint({
       kind: 'good',
@@ -186,6 +205,7 @@ async function call({ cluster, client, forger, options, ended }: World, index: n
     });
   const older: Token[] = [];
   let token = await mint();
+  let route = pick(mine, random) ?? plain;
   let renewMs = Date.now() + random() * 30_000;
   // Not all at once, and none before the first came through.
   await sleep(random() * thinkMs * 2, ended);
@@ -202,30 +222,32 @@ async function call({ cluster, client, forger, options, ended }: World, index: n
       token = await mint();
       renewMs = Date.now() + 10_000 + random() * 30_000;
     }
-    await act(token, older);
+    // For a while the same one, so that what is remembered is used.
+    if (random() < 0.15) route = pick(mine, random) ?? plain;
+    await act(token, older, route);
     await sleep(thinkMs * (0.5 + random()), ended);
   }
 
-  async function act(current: Token, past: readonly Token[]): Promise<void> {
+  async function act(current: Token, past: readonly Token[], to: Route): Promise<void> {
     const chosen = random();
-    if (chosen < 0.82) return client.send(current);
-    if (chosen < 0.88) return client.send(past[Math.floor(random() * past.length)] ?? current);
-    if (chosen < 0.9) return void (await Promise.all(Array.from({ length: 3 }, () => client.send(current))));
-    if (chosen < 0.92) return client.hangUp(current, random() * 30);
-    if (chosen < 0.94) return client.send(tokenLike(current, 'forged', forger.forge(current.text, random)));
-    if (chosen < 0.943) return client.send(tokenLike(current, 'forged, unknown key', forger.forgeUnknown(current.text, random)));
-    if (chosen < 0.96) return client.send(tokenLike(current, 'malformed', forger.malform(current.text, random)));
-    if (chosen < 0.965) return client.send(tokenLike(current, 'repeated', current.text));
-    if (chosen < 0.97) return client.send(tokenLike(current, 'none', ''));
-    if (chosen < 0.98) return client.send(await cluster.mint({ kind: 'other audience', serviceAccount, pod, audience: 'vault' }));
+    if (chosen < 0.82) return client.send(current, to);
+    if (chosen < 0.88) return client.send(pick(past, random) ?? current, to);
+    if (chosen < 0.9) return void (await Promise.all(Array.from({ length: 3 }, () => client.send(current, to))));
+    if (chosen < 0.92) return client.hangUp(current, to, random() * 30);
+    if (chosen < 0.94) return client.send(tokenLike(current, 'forged', forger.forge(current.text, random)), to);
+    if (chosen < 0.943) return client.send(tokenLike(current, 'forged, unknown key', forger.forgeUnknown(current.text, random)), to);
+    if (chosen < 0.96) return client.send(tokenLike(current, 'malformed', forger.malform(current.text, random)), to);
+    if (chosen < 0.965) return client.send(tokenLike(current, 'repeated', current.text), to);
+    if (chosen < 0.97) return client.send(tokenLike(current, 'none', ''), to);
+    if (chosen < 0.98) return client.send(current, to === vault ? plain : vault);
     if (chosen < 0.99)
-      return client.send(await cluster.mint({ kind: 'stranger', serviceAccount: 'other/stranger', pod: 'stranger', audience }));
-    return client.send(await cluster.mint({ kind: 'not bound to a pod', serviceAccount, audience }));
+      return client.send(await cluster.mint({ kind: 'stranger', serviceAccount: 'other/stranger', pod: 'stranger', audience }), to);
+    return client.send(await cluster.mint({ kind: 'not bound to a pod', serviceAccount, audience }), to);
   }
 
   function tokenLike(real: Token, kind: Kind, text: string): Token {
     const key = kind === 'forged' ? real.key : undefined;
-    return client.token({ kind, text, serviceAccount, pod, key, mintedMs: Date.now(), expiresMs: Date.now() + 600_000 });
+    return client.token({ kind, text, serviceAccount, pod, audience, key, mintedMs: Date.now(), expiresMs: Date.now() + 600_000 });
   }
 }
 
@@ -266,10 +288,23 @@ async function causeDeletions({ cluster, client, ended, options }: World): Promi
     await deleted.catch(() => undefined);
     // Seen for the first time when it is gone: the API server has nothing to remember.
     if (random() < 0.3) {
-      const token = await cluster.mint({ kind: 'good', serviceAccount, pod: `brief-${index}`, audience });
+      const token = await cluster.mint({ kind: 'good', serviceAccount, pod: `brief-${index}`, audience: plain.audience });
       await cluster.deletePod(serviceAccount, `brief-${index}`);
-      await client.send(token);
+      await client.send(token, plain);
     }
+  }
+}
+
+// About half of the ServiceAccounts may read an order at any time.
+async function causeGrants({ cluster, ended, options }: World): Promise<void> {
+  const random = createRandom(options.seed * 1_000 + 903);
+  const serviceAccounts = [...new Set(Array.from({ length: options.callers }, (_, index) => serviceAccountOf(index)))];
+  for (const serviceAccount of serviceAccounts) {
+    for (const { order = '' } of orders) if (random() < 0.6) await cluster.toggleGrant(serviceAccount, order);
+  }
+  while (!ended.aborted) {
+    await cluster.toggleGrant(pick(serviceAccounts, random) ?? '', pick(orders, random)?.order ?? '');
+    await sleep(random() * 300, ended);
   }
 }
 
@@ -294,17 +329,18 @@ async function probe({ cluster, client, ended, options }: World): Promise<void> 
   for (let index = 0; !ended.aborted; index++) {
     await sleep(400, ended);
     const serviceAccount = serviceAccountOf(index % options.callers);
-    const token = await cluster.mint({ kind: 'good', serviceAccount, pod: `probe-${index}`, audience });
+    const route = routes[index % routes.length] ?? plain;
+    const token = await cluster.mint({ kind: 'good', serviceAccount, pod: `probe-${index}`, audience: route.audience });
     // Not waited for: in an outage that is slow, the next one should be there when it ends.
-    void client.send(token);
+    void client.send(token, route);
   }
 }
 
 interface Client {
   readonly token: Model['token'];
   /** Resolves when it was answered; never rejects. */
-  send(token: Token): Promise<void>;
-  hangUp(token: Token, afterMs: number): Promise<void>;
+  send(token: Token, route: Route): Promise<void>;
+  hangUp(token: Token, route: Route, afterMs: number): Promise<void>;
   /** Resolves when nothing is under way. */
   quiet(gaveUp: AbortSignal): Promise<void>;
   close(): void;
@@ -320,8 +356,8 @@ function createClient(port: number, header: TokenHeader, model: Model, observer:
     return { 'x-request-number': String(number), ...credentials };
   }
 
-  function start(token: Token, hangUpAfterMs: number | undefined): Promise<void> {
-    const asked = model.sent(token);
+  function start(token: Token, route: Route, hangUpAfterMs: number | undefined): Promise<void> {
+    const asked = model.sent(token, route);
     const done = new Promise<void>((resolve) => {
       let isOver = false;
       const end = (answer: string, source = ''): void => {
@@ -331,7 +367,8 @@ function createClient(port: number, header: TokenHeader, model: Model, observer:
         model.ended(asked, answer, source);
         resolve();
       };
-      const request = httpRequest({ agent, host: '127.0.0.1', port, path: '/', headers: headersOf(token, asked.number) }, (response) => {
+      const { path } = route;
+      const request = httpRequest({ agent, host: '127.0.0.1', port, path, headers: headersOf(token, asked.number) }, (response) => {
         let body = '';
         response.setEncoding('utf8').on('data', (text: string) => (body += text));
         response.once('error', (error) => end(`broken answer: ${error.message}`));
@@ -380,8 +417,8 @@ function createClient(port: number, header: TokenHeader, model: Model, observer:
 
   return {
     token: (token) => model.token(token),
-    send: (token) => start(token, undefined),
-    hangUp: (token, afterMs) => start(token, afterMs),
+    send: (token, route) => start(token, route, undefined),
+    hangUp: (token, route, afterMs) => start(token, route, afterMs),
     async quiet(gaveUp) {
       while (underWay.size > 0 && !gaveUp.aborted) await Promise.race([Promise.all(underWay), sleep(noAnswerMs, gaveUp)]);
     },
@@ -421,7 +458,14 @@ function createObserver({ ask, model, troubles }: { ask: (question: StatusQuesti
     answered(answer) {
       for (const { fromMs, toMs } of [...answer.stalls, ...takeStalls()]) {
         stalls += 1;
-        model.over(model.trouble('a process stood still', false, fromMs, fromMs), fromMs, toMs);
+        const stall: Parameters<Model['trouble']>[0] = {
+          what: 'a process stood still',
+          isHard: false,
+          strikes: 'processes',
+          fromMs,
+          sureFromMs: fromMs,
+        };
+        model.over(model.trouble(stall), fromMs, toMs);
       }
       troubles.push(...answer.troubles.slice(told));
       told = answer.troubles.length;
@@ -480,11 +524,14 @@ function createTally(): Tally {
     certain: () => certain,
     callers: () => callers,
     judged(asked, right, explain) {
-      const { token, answer = '', source, sentMs } = asked;
+      const { token, route, isGranted, answer = '', source, sentMs } = asked;
       count += 1;
       if (right.size === 1) certain += 1;
       const isGone = token.kind === 'good' && token.gone !== undefined && token.gone.fromMs <= sentMs;
-      const kind = isGone ? 'good, but gone' : token.kind === 'good' && token.expiresMs < sentMs ? 'good, but expired' : token.kind;
+      const state = isGone ? 'good, but gone' : token.expiresMs < sentMs ? 'good, but expired' : 'good';
+      const access = isGranted === undefined ? '' : isGranted ? ', granted' : ', not granted';
+      const isElsewhere = token.kind === 'good' && token.audience !== route.audience;
+      const kind = isElsewhere ? 'other audience' : token.kind === 'good' ? `${state}${access}` : token.kind;
       const row = rows.get(kind) ?? new Map<string, number>();
       rows.set(kind, row.set(answer, (row.get(answer) ?? 0) + 1));
       sources.set(source, (sources.get(source) ?? 0) + 1);
@@ -492,23 +539,10 @@ function createTally(): Tally {
       if (answer === 'allowed') accepted.add(token);
       if (right.has(answer as Answer)) return;
       const story = differences.length < shownDifferences ? `\n${explain()}` : '';
-      differences.push(`#${asked.number} ${kind}: ${answer}, where right is ${[...right].join(' or ')}${story}`);
+      differences.push(
+        `#${asked.number} ${kind}: ${answer}, where right is ${[...right].join(' or ') || 'nothing, or nothing so late'}${story}`,
+      );
     },
-  };
-}
-
-// The authority keeps the last 10 000 calls and drops the oldest thousand at a time: what was counted is found by the last that was.
-function countCalls(calls: () => readonly { readonly resource: string }[]): { count(): void; reviews(): number } {
-  let last: object | undefined;
-  let reviews = 0;
-  return {
-    count() {
-      const all = calls();
-      const from = last === undefined ? 0 : all.lastIndexOf(last as (typeof all)[number]) + 1;
-      for (const { resource } of all.slice(from)) if (resource === 'tokenreviews') reviews += 1;
-      last = all.at(-1) ?? last;
-    },
-    reviews: () => reviews,
   };
 }
 
@@ -523,7 +557,7 @@ function createProgress(stream: NodeJS.WriteStream, line: () => string): { end()
 }
 
 interface Outcome {
-  readonly reviews: number;
+  readonly reviews: string;
   readonly troubles: readonly string[];
   readonly stalls: number;
   readonly events: readonly string[];
@@ -535,11 +569,12 @@ interface Outcome {
 function print(tally: Tally, { reviews, troubles, stalls, events, heap, seed }: Outcome): boolean {
   const answers = ['allowed', 'missing_token', 'invalid_token', 'caller_not_allowed', 'review_unavailable'];
   const width = 20;
-  console.log(`\n${'requests'.padEnd(width)}${answers.map((answer) => answer.padStart(width)).join('')}${'other'.padStart(8)}`);
+  const kindWidth = 32;
+  console.log(`\n${'requests'.padEnd(kindWidth)}${answers.map((answer) => answer.padStart(width)).join('')}${'other'.padStart(8)}`);
   for (const [kind, row] of [...tally.rows].toSorted(([a], [b]) => a.localeCompare(b))) {
     const known = answers.map((answer) => row.get(answer) ?? 0);
     const others = [...row.values()].reduce((sum, one) => sum + one, 0) - known.reduce((sum, one) => sum + one, 0);
-    console.log(`${kind.padEnd(width)}${known.map((one) => String(one).padStart(width)).join('')}${String(others).padStart(8)}`);
+    console.log(`${kind.padEnd(kindWidth)}${known.map((one) => String(one).padStart(width)).join('')}${String(others).padStart(8)}`);
   }
   const inMebibytes = (bytes: number): string => `${(bytes / mebibyte).toFixed(1)} MiB`;
   const limit = heap.warm * 1.1 + 2 * mebibyte + Math.min(heap.callers, 10_000) * rememberedBytes;
@@ -547,7 +582,7 @@ function print(tally: Tally, { reviews, troubles, stalls, events, heap, seed }: 
   const bySource = [...tally.sources].map(([source, count]) => `${count} by ${source || 'nobody'}`).join(', ');
   const facts = {
     requests: `${tally.count()}, of which ${tally.certain()} had one right answer only: ${bySource}`,
-    reviews: `${reviews}`,
+    reviews,
     cluster: events.join(', ') || 'nothing befell it',
     heap: `${inMebibytes(heap.warm)} after warm-up, ${inMebibytes(heap.end)} at the end; flat is at most ${inMebibytes(limit)}: 10 % and 2 MiB more, and 4 KiB for each of ${heap.callers} callers first seen since`,
     'stood still': `${stalls} times for more than 0.5 s, in which any review may fail`,
