@@ -142,6 +142,13 @@ describe('takeCredential', () => {
   });
 });
 
+describe('takeCredential, of something like a request', () => {
+  it('writes nothing where there is nothing to take off', () => {
+    const frozen = { headers: Object.freeze({}), rawHeaders: Object.freeze(['Host', 'x', 'Accept', '*/*']) as string[] };
+    assert.deepEqual(takeCredential(frozen, 'x-client-id', false), { code: 'missing_token', reason: 'no_token' });
+  });
+});
+
 describe('refusalError', () => {
   const get = requestWith('Host', 'x');
 
@@ -175,6 +182,8 @@ describe('refusalError', () => {
     Object.assign(error, { status: 418, code: 'other', expose: false });
     assert.deepEqual([error.status, error.statusCode, error.code, error.expose], [418, 403, 'other', false]);
     assert.deepEqual([other.status, other.statusCode, other.code, other.expose], [401, 401, 'missing_token', true]);
+    assert.deepEqual([(Object.create(other) as typeof other).status, new Proxy(other, {}).code], [401, 'missing_token']);
+    assert.throws(() => Object.assign(Object.freeze(other), { status: 418 }), TypeError);
     assert.equal(inspect(error), '[AuthError: The ServiceAccount token was not accepted]');
     assert.deepEqual([Object.keys(error), JSON.stringify(error)], [[], '{}']);
   });

@@ -18,6 +18,8 @@ export interface IncomingRequest {
   readonly originalUrl?: string;
   /** The connection: for as long as it lives, its last accepted token is compared instead of hashed. */
   readonly socket?: object | null;
+  /** With HTTP/2 the connection is its session; `socket` is another object for each request. */
+  readonly stream?: { readonly session?: object | undefined } | null;
 }
 
 /** Why a token is refused: the code for the caller, the reason (and what the cluster said) for the operator. */
@@ -101,8 +103,10 @@ function dropPairs(rawHeaders: string[], header: TokenHeader): void {
   for (let at = 0; at < rawHeaders.length; at += 2) {
     const [name = '', value = ''] = [rawHeaders[at], rawHeaders[at + 1]];
     if (isHeader(name, header)) continue;
-    rawHeaders[kept] = name;
-    rawHeaders[kept + 1] = value;
+    if (kept < at) {
+      rawHeaders[kept] = name;
+      rawHeaders[kept + 1] = value;
+    }
     kept += 2;
   }
   while (rawHeaders.length > kept) rawHeaders.pop();

@@ -11,7 +11,12 @@ const messages: Readonly<Record<AuthCode | 'review_unavailable', string>> = {
   review_unavailable: 'The ServiceAccount token cannot be checked at the moment',
 };
 
-const fields = ['code', 'status', 'statusCode', 'headers', 'expose'] as const;
+const values = Symbol('values');
+
+// Not enumerable, so that nothing prints it.
+function hide(error: Error, field: PropertyKey, value: unknown): void {
+  Object.defineProperty(error, field, { value, writable: true, configurable: true });
+}
 
 // Fields are writable (Koa assigns `status`), not enumerable (Express prints the object), and there is no stack:
 // a refusal is not a bug, and outside production Express sends `err.stack` as the body.
@@ -20,37 +25,34 @@ class HttpError extends Error {
   declare readonly statusCode: number;
   declare readonly headers: Readonly<Record<string, string>>;
   declare readonly expose: true;
-  readonly #values: Record<(typeof fields)[number], unknown>;
+  declare readonly [values]: Readonly<Record<string, unknown>> | undefined;
 
-  // Once for all of them: to define these on each error would cost several times the rest of it.
+  // Read through here: to define each of them on each error would cost three times all the rest.
   static {
-    for (const field of fields) {
+    for (const field of ['code', 'status', 'statusCode', 'headers', 'expose']) {
       Object.defineProperty(this.prototype, field, {
         get(this: HttpError) {
-          return this.#values[field];
+          return this[values]?.[field];
         },
         set(this: HttpError, value: unknown) {
-          this.#values[field] = value;
+          hide(this, field, value);
         },
         configurable: true,
       });
     }
   }
 
-  constructor(code: string, message: string, status: number, headers: Readonly<Record<string, string>>) {
-    // To take a stack down would cost more than all the rest.
+  constructor(name: string, code: string, message: string, status: number, headers: Readonly<Record<string, string>>) {
+    // To take a stack down, only to replace it, would cost as much.
     const limit = Object.getOwnPropertyDescriptor(Error, 'stackTraceLimit');
     const mayLimit = limit?.writable === true;
     if (mayLimit) Error.stackTraceLimit = 0;
     super(message);
     if (mayLimit) Error.stackTraceLimit = limit.value as number;
-    else Object.defineProperty(this, 'stack', { value: String(this), writable: true, configurable: true });
-    this.#values = { code, status, statusCode: status, headers, expose: true };
+    hide(this, 'stack', `${name}: ${message}`);
+    hide(this, values, { code, status, statusCode: status, headers, expose: true });
   }
 }
-
-const nameErrors = (prototype: Error, name: string): void =>
-  void Object.defineProperty(prototype, 'name', { value: name, writable: true, configurable: true });
 
 /**
  * The caller was refused: 401 or 403, with the headers that belong on the response (`www-authenticate`, `cache-control`).
@@ -61,11 +63,11 @@ export class AuthError extends HttpError {
   declare readonly code: AuthCode;
 
   constructor(code: AuthCode, status: number, headers: Readonly<Record<string, string>>) {
-    super(code, messages[code], status, headers);
+    super('AuthError', code, messages[code], status, headers);
   }
 
   static {
-    nameErrors(this.prototype, 'AuthError');
+    hide(this.prototype, 'name', 'AuthError');
   }
 }
 
@@ -78,11 +80,11 @@ export class ClusterError extends HttpError {
   declare readonly code: 'review_unavailable';
 
   constructor(headers: Readonly<Record<string, string>>, message: string = messages.review_unavailable) {
-    super('review_unavailable', message, 503, headers);
+    super('ClusterError', 'review_unavailable', message, 503, headers);
   }
 
   static {
-    nameErrors(this.prototype, 'ClusterError');
+    hide(this.prototype, 'name', 'ClusterError');
   }
 }
 
@@ -96,7 +98,7 @@ export class TokenFileError extends Error {
 
   constructor(code: TokenFileCode, path: string, message: string) {
     super(message);
-    Object.defineProperty(this, 'name', { value: 'TokenFileError', configurable: true });
+    hide(this, 'name', 'TokenFileError');
     this.code = code;
     this.path = path;
   }
