@@ -166,6 +166,24 @@ describe('createSigningKeys', () => {
     assert.equal(await look(keys, mint({ alg: 'ES256', kid: 'x' }, ec.privateKey)), 'verified');
   });
 
+  it('keeps what it has where an answer names no key that it can read', async () => {
+    const { connection, publish } = publishing(jwkOf(rsa.publicKey, 'k'));
+    const keys = keysOf(connection);
+    await keys.load();
+    const token = mint({ alg: 'RS256', kid: 'k' });
+    const verify = (): Promise<unknown> => keys.verify(token, claimsOf(token) ?? assert.fail());
+    for (const odd of [[], [{ kty: 'OKP', kid: 'x' }, 'text' as never]]) {
+      publish(...odd);
+      mock.timers.tick(301_000);
+      assert.equal(await verify(), 'verified');
+      // The load of the turn before has ended.
+      assert.equal(await verify(), 'verified');
+    }
+    mock.timers.tick(3_600_000);
+    assert.equal(await verify(), 'unavailable');
+    assert.match(warnings.join(), /names no key that is understood/);
+  });
+
   it('passes over keys that it cannot read', async () => {
     const keys = keysOf(
       publishing(

@@ -138,7 +138,10 @@ async function askForKeys(apiServer: ApiServerConnection): Promise<ReadonlyMap<s
   const { status, body } = await apiServer.ask(question, loadMs);
   const listed = parseObject(body)?.['keys'];
   if (status !== 200 || !Array.isArray(listed)) throw new ApiServerError('no_signing_keys', `${question.path} answers ${status}`);
-  return new Map(listed.flatMap(readKey));
+  const keys = new Map(listed.flatMap(readKey));
+  // What a cluster in trouble may say. It would make strangers of all that its keys have signed.
+  if (keys.size === 0) throw new ApiServerError('no_signing_keys', `${question.path} names no key that is understood`);
+  return keys;
 }
 
 const curves: Readonly<Record<string, string>> = { 'P-256': 'ES256', 'P-384': 'ES384', 'P-521': 'ES512' };
