@@ -751,6 +751,15 @@ describe("a guard with verification: 'signature' while the cluster is in trouble
     );
   });
 
+  it('the key set: empty', async ({ name }) => {
+    assert.deepEqual(await strike(name, { ...failing(answer({ keys: [] }, 200), keySet), everyMs }), untilTooOld('9 key sets'));
+  });
+
+  it('the key set: keys of another kind alone', async ({ name }) => {
+    const keys = [{ kty: 'OKP', crv: 'Ed25519', kid: 'x', x: 'AAAA' }];
+    assert.deepEqual(await strike(name, { ...failing(answer({ keys }, 200), keySet), everyMs }), untilTooOld('9 key sets'));
+  });
+
   it('TokenReviews: 500', async ({ name }) => {
     assert.deepEqual(await strike(name, failing(answer('', 500))), {
       known: '200 (signature)',
@@ -923,11 +932,11 @@ describe('a guard with authorize while the cluster is in trouble', () => {
 
   it('TokenReviews: 500', async ({ name }) => {
     assert.deepEqual(await strike(name, failing(answer('', 500))), {
-      known: '200 (review)',
-      unknown: '200 (review)',
+      known: '200 (stale)',
+      unknown: '200 (stale)',
       refused: '403 `not_authorized`',
       calls: '60 reviews, 21 access reviews',
-      recovered: '—',
+      recovered: 'at once',
     });
   });
 

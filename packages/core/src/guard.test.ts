@@ -662,6 +662,84 @@ describe('what a guard tells', () => {
   });
 });
 
+describe('a guard, while many tokens wait for their turn', () => {
+  const immediate = (): Promise<unknown> => new Promise(setImmediate);
+  const forgeries = (token: string, count: number): string[] => {
+    const [header = '', claims = '', signature = ''] = token.split('.');
+    return Array.from({ length: count }, (_, at) => `${header}.${claims}.${String(at).padStart(8, '0')}${signature.slice(8)}`);
+  };
+  const outcomeOf = (checked: Promise<unknown>): Promise<string> =>
+    checked.then(
+      () => 'allowed',
+      (error: { code: string }) => error.code,
+    );
+
+  for (const verification of ['review', 'signature'] as const) {
+    it(`turns nobody away, nor a caller whose minute has ended, by ${verification}`, async () => {
+      mock.timers.enable({ apis: ['Date'], now: authority.now() });
+      const guard = guardWith({ verification });
+      await guard.ready();
+      const [known, fresh] = [await apiToken(), await authority.token('api/api', { audience: 'secret-store', pod: 'api-1' })];
+      await guard.check(carrying(known));
+      mock.timers.tick(60_001);
+      authority.advance(60_001);
+      const forged = forgeries(known, 1_100).map((token) => outcomeOf(guard.check(carrying(token))));
+      const good = [known, fresh].map((token) => outcomeOf(guard.check(carrying(token))));
+      assert.deepEqual(await Promise.all(good), ['allowed', 'allowed']);
+      assert.deepEqual([...new Set(await Promise.all(forged))], ['invalid_token']);
+    });
+  }
+
+  it('asks once about a token that comes in one turn after the other, and is refused elsewhere meanwhile', async () => {
+    const guard = guardWith();
+    const other = guard.with({ allow: ['ops/*'] });
+    await guard.ready();
+    const earlier = reviews();
+    const token = await apiToken();
+    let isRemembered = false;
+    const all: Promise<unknown>[] = [];
+    while (!isRemembered) {
+      const caller = guard.checkNow(carrying(token));
+      isRemembered = !(caller instanceof Promise);
+      all.push(Promise.resolve(caller), assert.rejects(other.check(carrying(token)), { code: 'caller_not_allowed' }));
+      await immediate();
+    }
+    await Promise.all(all);
+    assert.ok(all.length > 4);
+    assert.equal(reviews() - earlier, 1);
+  });
+
+  it('looks anew at a token that was one too many under a key that nobody knew', async () => {
+    mock.timers.enable({ apis: ['Date'], now: authority.now() });
+    const guard = guardWith();
+    await guard.ready();
+    authority.rotateSigningKey();
+    const pods = Array.from({ length: 11 }, (_, at) => authority.token('api/api', { audience: 'secret-store', pod: `api-${at}` }));
+    const tokens = await Promise.all(pods);
+    const outcomes = await Promise.all(tokens.map((token) => outcomeOf(guard.check(carrying(token)))));
+    assert.deepEqual(outcomes, [...Array.from({ length: 10 }, () => 'allowed'), 'review_unavailable']);
+    assert.ok(decisions.some(({ reason }) => reason === 'unknown_keys'));
+    mock.timers.tick(30_000);
+    assert.equal(await outcomeOf(guard.check(carrying(tokens.at(-1) ?? ''))), 'allowed');
+  });
+
+  it('answers 503 to a token whose turn comes too late, and asks nobody', async () => {
+    const guard = guardWith();
+    await guard.ready();
+    const earlier = reviews();
+    const checked = guard.check(carrying(await apiToken()));
+    const now = performance.now();
+    mock.method(performance, 'now', () => now + 5_000);
+    try {
+      await assert.rejects(checked, { code: 'review_unavailable' });
+    } finally {
+      mock.restoreAll();
+    }
+    assert.equal(last().reason, 'queue_timeout');
+    assert.equal(reviews(), earlier);
+  });
+});
+
 describe('a guard, on one connection', () => {
   const on = (socket: object, token: string): IncomingRequest => ({ ...carrying(token), socket });
 
@@ -696,6 +774,22 @@ describe('a guard, on one connection', () => {
       assert.ok(asked instanceof Promise);
       await assert.rejects(asked, error);
     }
+  });
+
+  it('knows an HTTP/2 connection by its session', async () => {
+    const guard = guardWith();
+    const stream = { session: {} };
+    const token = await apiToken();
+    const asked = (): IncomingRequest => ({
+      ...carrying(token),
+      stream,
+      get socket(): object {
+        return assert.fail('the socket is another object for each request');
+      },
+    });
+    const caller = await guard.check(asked());
+    assert.equal(await guard.check(asked()), caller);
+    assert.equal(guard.checkNow(asked()), caller);
   });
 
   it('waits for a predicate', async () => {

@@ -27,9 +27,9 @@ import { type Claims, claimsOf, screen as screenClaims } from './screening.ts';
 import { createSigningKeys, type Signature } from './signing-keys.ts';
 import { answerRollCall } from './status.ts';
 import { type AuthorizedRequest, plainPath, type Requirement, reviewAccess } from './subject-access-review.ts';
-import { mayCreate, reviewKinds, reviewToken } from './token-review.ts';
+import { mayCreate, reviewKinds, reviewToken, type Verdict } from './token-review.ts';
 import { createTurns } from './turns.ts';
-import { createVerdicts, type Sourced } from './verdicts.ts';
+import { createVerdicts, patienceMs, type Sourced } from './verdicts.ts';
 import { createVerification } from './verification.ts';
 
 type ReadParams = AuthorizedRequest['params'] | (() => AuthorizedRequest['params']);
@@ -99,6 +99,15 @@ interface Screened {
   readonly spender: string | undefined;
 }
 
+// One request's question, on its way through the decision.
+interface Question {
+  readonly request: IncomingRequest;
+  readonly asked: AskedFor;
+  readonly params: ReadParams;
+  /** When it has waited long enough, on the clock of `performance.now()`; undefined where it did not have to yet. */
+  readonly deadlineMs?: number;
+}
+
 const observeMs = 250;
 const trialMs = 3_000;
 
@@ -130,45 +139,48 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
   const readiness = createReadiness(memory.verification, apiServer, signingKeys, audiences, kinds, log);
 
   // The whole decision: read the token, recall its verdict or ask for one, is this caller allowed. A promise only where there is something to wait for.
-  function decide(route: Route, prefix: string, request: IncomingRequest, asked: AskedFor, params: ReadParams): Ruling | Promise<Ruling> {
+  function decide(route: Route, prefix: string, question: Question): Ruling | Promise<Ruling> {
+    const { request } = question;
     const credential = takeCredential(request, header, forwardToken || route.mode === 'observe');
     if ('code' in credential) return { outcome: 'refused', ...credential, source: 'screening' };
     const { token } = credential;
-    const { socket } = request;
-    const held = verdicts.recallHeld(socket, prefix, token);
-    if (held !== undefined) return admit(route, held, request, asked, params);
+    const connection = request.stream?.session ?? request.socket;
+    const held = verdicts.recallHeld(connection, prefix, token);
+    if (held !== undefined) return admit(route, held, question);
     const key = verdicts.key(prefix, token);
     const remembered = verdicts.recall(key);
-    if (remembered === undefined) return decideAnew(route, key, token, request, asked, params);
-    verdicts.hold(socket, prefix, token, key);
-    return admit(route, remembered, request, asked, params);
+    if (remembered === undefined) return decideAnew(route, key, token, { ...question, deadlineMs: performance.now() + patienceMs });
+    verdicts.hold(connection, prefix, token, key);
+    return admit(route, remembered, question);
   }
 
   // Screen the token, and ask the cluster about it.
-  async function decideAnew(route: Route, key: string, token: string, ...rest: [IncomingRequest, AskedFor, ReadParams]): Promise<Ruling> {
-    const screened = await screen(route, key, token);
-    if ('outcome' in screened) return screened;
-    const { claims, spender } = screened;
-    const verdict = await verdicts.ask(key, spender, (budgetMs) =>
-      isBySignature
-        ? takeTurn().then(() => verify(token, claims, route.audiences))
-        : reviewToken(apiServer, token, claims, route.audiences, budgetMs),
-    );
-    return admit(route, verdict, ...rest);
+  async function decideAnew(route: Route, key: string, token: string, question: Question): Promise<Ruling> {
+    try {
+      const screened = await screen(route, key, token);
+      if ('outcome' in screened) return screened;
+      const { claims, spender } = screened;
+      const review = (leftMs: number): Promise<Verdict> =>
+        isBySignature ? verify(token, claims, route.audiences) : reviewToken(apiServer, token, claims, route.audiences, leftMs);
+      // Another request's review may have ended while this one waited for its turn.
+      return await admit(route, verdicts.recall(key) ?? (await verdicts.ask(key, spender, review, question.deadlineMs)), question);
+    } finally {
+      screenings.delete(key);
+    }
   }
 
   // What a verdict means on this route: is this caller allowed, by the route and then by the cluster's own rules.
-  function admit(route: Route, verdict: Sourced, request: IncomingRequest, asked: AskedFor, params: ReadParams): Ruling | Promise<Ruling> {
+  function admit(route: Route, verdict: Sourced, question: Question): Ruling | Promise<Ruling> {
     if (verdict.outcome === 'unavailable') return verdict;
     if (verdict.outcome === 'refused') return { ...verdict, code: 'invalid_token' };
     const { caller, source } = verdict;
     if (route.requirePod && caller.pod === undefined) {
       return { outcome: 'refused', code: 'invalid_token', reason: 'not_bound_to_a_pod', caller, source };
     }
-    const isAllowed = route.isAllowed(caller, asked);
+    const isAllowed = route.isAllowed(caller, question.asked);
     return isAllowed instanceof Promise
-      ? isAllowed.then((late) => grant(late, route, caller, source, request, asked, params))
-      : grant(isAllowed, route, caller, source, request, asked, params);
+      ? isAllowed.then((late) => grant(late, route, caller, source, question))
+      : grant(isAllowed, route, caller, source, question);
   }
 
   function grant(
@@ -176,30 +188,35 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
     { requirement }: Route,
     caller: Caller,
     source: Sourced['source'],
-    request: IncomingRequest,
-    asked: AskedFor,
-    params: ReadParams,
+    question: Question,
   ): Ruling | Promise<Ruling> {
     if (isAllowed !== true) return { outcome: 'refused', code: 'caller_not_allowed', reason: 'not_in_allow', caller, source };
     if (requirement === undefined) return { outcome: 'allowed', caller, source };
+    const { request, asked, params, deadlineMs } = question;
     const read = typeof params === 'function' ? params() : params;
-    return authorize(caller, source, requirement({ ...asked, params: read, headers: request.headers, path: plainPath(request) }));
+    const spec = requirement({ ...asked, params: read, headers: request.headers, path: plainPath(request) });
+    return authorize(caller, source, spec, deadlineMs);
   }
 
   // Remembered by all that the cluster is told, since its rules may look at any of it.
-  function authorize(caller: Caller, source: Sourced['source'], spec: ReturnType<Requirement>): Ruling | Promise<Ruling> {
+  function authorize(
+    caller: Caller,
+    source: Sourced['source'],
+    spec: ReturnType<Requirement>,
+    deadlineMs: number | undefined,
+  ): Ruling | Promise<Ruling> {
     const refused = { outcome: 'refused', code: 'caller_not_allowed', caller } as const;
     if (spec === undefined) return { ...refused, reason: 'nothing_to_authorize', source };
     const conclude = (access: Sourced): Ruling => {
-      // What was asked last decided.
-      const decided = access.source === 'cache' ? source : access.source;
+      // What was asked last decided, and what is kept through an outage makes the whole of it so.
+      const decided = access.source === 'cache' || source === 'stale' ? source : access.source;
       if (access.outcome === 'accepted') return { outcome: 'allowed', caller, source: decided };
       return access.outcome === 'refused' ? { ...access, ...refused, source: decided } : access;
     };
     const key = accesses.key(accessPrefix, JSON.stringify([caller.username, caller.uid, caller.groups, caller.extra, spec]));
     const remembered = accesses.recall(key);
     if (remembered !== undefined) return conclude(remembered);
-    return accesses.ask(key, caller.username, (budgetMs) => reviewAccess(apiServer, caller, spec, budgetMs)).then(conclude);
+    return accesses.ask(key, caller.username, (leftMs) => reviewAccess(apiServer, caller, spec, leftMs), deadlineMs).then(conclude);
   }
 
   // What can be told before a review: by shape, claims and signature. Only claims that one of the cluster's keys signed say whose budget the
@@ -208,7 +225,7 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
     const source = 'screening';
     const claims = screenClaims(token, route.audiences);
     if ('code' in claims) return { outcome: 'refused', ...claims, source };
-    const signature = isBySignature || verdicts.isKnown(key) ? 'unscreened' : await screenSignature(key, token, claims);
+    const signature = verdicts.isKnown(key) ? 'unscreened' : await screenSignature(key, token, claims);
     if (signature === 'forged') return { outcome: 'refused', code: 'invalid_token', reason: 'forged', source };
     if (signature === 'limited') return { outcome: 'unavailable', reason: 'unknown_keys', source };
     if (signature === 'unscreened' || claims.identity === undefined) return { claims, spender: undefined };
@@ -220,14 +237,13 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
   }
 
   // The dearest thing that a stranger can make us do. So callers that are remembered pass it by, and it is done once for all that ask about the
-  // same token meanwhile.
+  // same token until that is decided. By signature the turn alone is waited for: the verdict is the same work, done once it has come.
   function screenSignature(key: string, token: string, claims: Claims): Promise<Signature> {
-    const begun = screenings.get(key);
-    if (begun !== undefined) return begun;
-    const screening = takeTurn()
-      .then(() => signingKeys.screen(token, claims))
-      .finally(() => screenings.delete(key));
-    screenings.set(key, screening);
+    let screening = screenings.get(key);
+    if (screening === undefined) {
+      screening = takeTurn().then(() => (isBySignature ? 'unscreened' : signingKeys.screen(token, claims)));
+      screenings.set(key, screening);
+    }
     return screening;
   }
 
@@ -287,7 +303,7 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
       const startedMs = reporter.isHeard() ? performance.now() : undefined;
       const asked: AskedFor = { method: request.method ?? 'GET', route: pattern };
       try {
-        const ruling = (enforced ? decide : observe)(route, prefix, request, asked, params);
+        const ruling = (enforced ? decide : observe)(route, prefix, { request, asked, params });
         if (!(ruling instanceof Promise)) return conclude(ruling, request, asked, startedMs);
         const sinceMs = startedMs ?? performance.now();
         return ruling.then((late) => conclude(late, request, asked, sinceMs));

@@ -308,6 +308,34 @@ describe('createVerdicts', () => {
     assert.equal(recalled(), undefined, 'after cacheTtlMs');
   });
 
+  it('takes no caller on a kept connection for one that is not heard of any more', async () => {
+    const verdicts = createVerdicts(options, shut, quiet);
+    const [connection, prefix] = [{}, verdicts.prefix(['a'])];
+    const key = verdicts.key(prefix, 't');
+    await verdicts.ask(key, undefined, answering(accepted()));
+    verdicts.hold(connection, prefix, 't', key);
+    for (let index = 0; index < 11_000; index++) {
+      const other = createCaller(
+        { namespace: 'others', name: `n${index % 20}` },
+        { uid: 'u', groups: [], extra: {} },
+        ['a'],
+        start + 3_600_000,
+      );
+      await verdicts.ask(`k${index}`, undefined, answering({ outcome: 'accepted', caller: other }));
+      if (index % 1_000 === 0) assert.equal(verdicts.recallHeld(connection, prefix, 't')?.source, 'cache');
+    }
+    assert.equal(verdicts.recall('k0'), undefined);
+    assert.equal(verdicts.isKnown(key), true);
+  });
+
+  it('asks nothing once it has waited long enough', async () => {
+    const verdicts = createVerdicts(options, shut, quiet);
+    const nobody = (): Promise<Verdict> => assert.fail('asked');
+    const late = { outcome: 'unavailable', reason: 'queue_timeout', source: 'review' };
+    assert.deepEqual(await verdicts.ask('k', 'api/api', nobody, performance.now()), late);
+    assert.equal((await verdicts.ask('k', 'api/api', answering(accepted()))).outcome, 'accepted');
+  });
+
   it('keys by audiences and token, and by neither alone', () => {
     const verdicts = createVerdicts(options, shut, quiet);
     const key = (audiences: readonly string[], token: string): string => verdicts.key(verdicts.prefix(audiences), token);

@@ -23,11 +23,13 @@ export type Sourced = Verdict & { readonly source: 'cache' | 'review' | 'signatu
 type Accepted = Extract<Verdict, { outcome: 'accepted' }> & { readonly source: 'cache' };
 type Refused = Extract<Sourced, { outcome: 'refused' }>;
 
-// Points at the memory's own entry, so that nothing is accepted by it that would not be accepted without it.
+// Leads to the memory's own entry, so that nothing is accepted by it that would not be accepted without it.
 interface Held {
   readonly prefix: string;
   readonly token: string;
-  readonly entry: Kept<string>;
+  readonly key: string;
+  /** What the entry said, and what that means. */
+  readonly packed: string;
   readonly accepted: Accepted;
 }
 
@@ -46,9 +48,10 @@ export interface Verdicts {
   isKnown(key: string): boolean;
   /**
    * The verdict of a review: one in flight for each key, however many wait for it. A waiter that goes away cancels nothing.
-   * `spender` is the ServiceAccount whose budget it spends, where that is certain.
+   * `spender` is the ServiceAccount whose budget it spends, where that is certain; `deadlineMs` is when it has waited long enough, on the clock of
+   * `performance.now()`. Default: `patienceMs` from now.
    */
-  ask(key: string, spender: string | undefined, review: (budgetMs: number) => Promise<Verdict>): Promise<Sourced>;
+  ask(key: string, spender: string | undefined, review: (leftMs: number) => Promise<Verdict>, deadlineMs?: number): Promise<Sourced>;
   /** How many acceptances and how many refusals are in memory. */
   sizes(): readonly [number, number];
 }
@@ -57,7 +60,8 @@ const maxCallers = 10_000;
 // As objects; the others wait as strings.
 const maxUnpacked = 128;
 const maxRefusals = 1_000;
-const budgetMs = 5_000;
+/** How long a request waits for the cluster, in all. */
+export const patienceMs = 5_000;
 const warnEveryMs = 10_000;
 // Of one ServiceAccount, of either memory.
 const shareOfOne = 1 / 10;
@@ -83,14 +87,17 @@ export function createVerdicts(
   let isDown = false;
   let warnedAtMs = -Infinity;
 
-  async function fly(key: string, spender: string | undefined, review: (budgetMs: number) => Promise<Verdict>): Promise<Sourced> {
-    const deadlineMs = performance.now() + budgetMs;
+  async function fly(
+    ...[key, spender, review, deadlineMs = performance.now() + patienceMs]: Parameters<Verdicts['ask']>
+  ): Promise<Sourced> {
     const limit = await places.take(spender, deadlineMs);
     if (limit !== undefined) return { outcome: 'unavailable', reason: limit, source };
     try {
       if (breaker.isOpen()) return withoutAsking(key);
+      const leftMs = deadlineMs - performance.now();
+      if (leftMs <= 0) return { outcome: 'unavailable', reason: 'queue_timeout', source };
       const askedAtMs = Date.now();
-      return settle(key, spender, await review(deadlineMs - performance.now()), askedAtMs);
+      return settle(key, spender, await review(leftMs), askedAtMs);
     } finally {
       places.free(spender);
     }
@@ -158,21 +165,22 @@ export function createVerdicts(
     },
     key: (prefix, token) => hash('sha256', prefix + token, 'binary'),
     hold(connection, prefix, token, key) {
-      const [entry, accepted] = [acceptances.find(key), acceptedWithin(key, cacheTtlMs)];
-      if (connection && entry && accepted) held.set(connection, { prefix, token, entry, accepted });
+      const [packed, accepted] = [acceptances.recall(key, cacheTtlMs), acceptedWithin(key, cacheTtlMs)];
+      if (connection && packed && accepted) held.set(connection, { prefix, token, key, packed, accepted });
     },
     recallHeld(connection, prefix, token) {
       const last = connection ? held.get(connection) : undefined;
       if (last === undefined || last.token !== token || last.prefix !== prefix) return undefined;
-      return acceptances.read(last.entry, cacheTtlMs) === undefined ? undefined : last.accepted;
+      return acceptances.recall(last.key, cacheTtlMs) === last.packed ? last.accepted : undefined;
     },
     recall: (key) => acceptedWithin(key, cacheTtlMs) ?? refusals.recall(key, refusalTtlMs),
     isKnown: (key) => acceptances.recall(key, staleIfErrorMs) !== undefined,
-    async ask(key, spender, review) {
+    async ask(...question) {
+      const [key, spender] = question;
       if (breaker.isOpen()) return withoutAsking(key);
       const flight = flights.get(key);
       if (flight === undefined) {
-        const mine = fly(key, spender, review).finally(() => flights.delete(key));
+        const mine = fly(...question).finally(() => flights.delete(key));
         flights.set(key, mine);
         return mine;
       }
@@ -193,9 +201,6 @@ const isNoFailure = new Set([...isOurLimit, 'too_many_requests', 'review_timed_o
 
 interface Memory<V> {
   recall(key: string, ttlMs: number): V | undefined;
-  find(key: string): Kept<V> | undefined;
-  /** What is in an entry, if that is still good. */
-  read(entry: Kept<V>, ttlMs: number): V | undefined;
   keep(key: string, owner: string | undefined, value: V, sinceMs: number, expiresAtMs?: number): void;
   forget(key: string): void;
   size(): number;
@@ -207,8 +212,7 @@ interface Owner {
 }
 
 interface Kept<V> {
-  /** Undefined once it was forgotten: whoever still has the entry finds nothing. */
-  value: V | undefined;
+  readonly value: V;
   readonly sinceMs: number;
   readonly expiresAtMs: number;
   readonly owner: Owner | undefined;
@@ -221,9 +225,7 @@ function createMemory<V>(max: number): Memory<V> {
   const owners = new Map<string, Owner>();
   const kept = new LRUCache<string, Kept<V>>({
     max,
-    dispose(entry, key) {
-      entry.value = undefined;
-      const { owner } = entry;
+    dispose({ owner }, key) {
       if (owner === undefined) return;
       owner.keys.delete(key);
       if (owner.keys.size === 0) owners.delete(owner.name);
@@ -238,20 +240,15 @@ function createMemory<V>(max: number): Memory<V> {
     return owner;
   }
 
-  function read({ value, sinceMs, expiresAtMs }: Kept<V>, ttlMs: number): V | undefined {
-    const nowMs = Date.now() - bornMs;
-    const ageMs = nowMs - sinceMs;
-    // A clock that was set back makes nothing younger than it is.
-    return ageMs >= 0 && ageMs < ttlMs && nowMs < expiresAtMs ? value : undefined;
-  }
-
   return {
     recall(key, ttlMs) {
       const entry = kept.get(key);
-      return entry && read(entry, ttlMs);
+      if (entry === undefined) return undefined;
+      const nowMs = Date.now() - bornMs;
+      const ageMs = nowMs - entry.sinceMs;
+      // A clock that was set back makes nothing younger than it is.
+      return ageMs >= 0 && ageMs < ttlMs && nowMs < entry.expiresAtMs ? entry.value : undefined;
     },
-    find: (key) => kept.get(key),
-    read,
     keep(key, ownerName, value, sinceMs, expiresAtMs = Infinity) {
       kept.delete(key);
       const owner = ownerName === undefined ? undefined : ownerOf(ownerName);
