@@ -67,7 +67,7 @@ export interface Guard extends AsyncDisposable {
    * if an audience is the API server's, or when `signal` aborts.
    */
   ready(signal?: AbortSignal): Promise<void>;
-  /** Drops the connections; what would need a review is then answered 503. */
+  /** Drops the connections; what would need to ask the cluster is then answered 503. */
   close(): Promise<void>;
 }
 
