@@ -25,13 +25,12 @@ class HttpError extends Error {
   declare readonly statusCode: number;
   declare readonly headers: Readonly<Record<string, string>>;
   declare readonly expose: true;
-  declare readonly [values]: Readonly<Record<string, unknown>> | undefined;
 
   // Read through here: to define each of them on each error would cost three times all the rest.
   static {
     for (const field of ['code', 'status', 'statusCode', 'headers', 'expose']) {
       Object.defineProperty(this.prototype, field, {
-        get(this: HttpError) {
+        get(this: { readonly [values]?: Readonly<Record<string, unknown>> }) {
           return this[values]?.[field];
         },
         set(this: HttpError, value: unknown) {
