@@ -48,7 +48,8 @@ export interface ApiServerConnection {
 
 /** Reviews in flight, and connections kept. */
 export const maxInFlight = 32;
-const attemptMs = 3_000;
+/** How long the server may take to answer. */
+export const attemptMs = 3_000;
 const reloadEveryMs = 60_000;
 // The server drops an idle connection after 90 s without a word.
 const idleMs = 60_000;

@@ -82,6 +82,26 @@ function readCredential(rawHeaders: readonly string[], header: TokenHeader): Cre
   return token === '' ? { code: 'missing_token', reason: 'no_token' } : { token };
 }
 
+/**
+ * Whether this header shows a token of ours, good or bad. Wide, since it only says who decides, and what is kept from public routes: in
+ * `Authorization`, where other schemes have theirs, whatever has a ServiceAccount's claims in it, however it is spelt.
+ */
+export function showsToken(request: IncomingRequest, header: TokenHeader): boolean {
+  const credential = takeCredential(request, header, true);
+  if ('code' in credential && (credential.code !== 'missing_token' || header === 'x-client-id')) return credential.code !== 'missing_token';
+  if (header === 'x-client-id') return true;
+  const text = 'code' in credential ? sentIn(request.rawHeaders, header) : credential.token;
+  // A bearer token with anything else beside it is refused as one that is repeated.
+  return (!('code' in credential) && /[^!-+\--~]/.test(text)) || text.split(/[^\w-]+/).some(hasOurClaims);
+}
+
+const sentIn = (rawHeaders: readonly string[], header: TokenHeader): string =>
+  rawHeaders.filter((_, at) => at % 2 === 1 && isHeader(rawHeaders[at - 1], header)).join();
+
+// A claim of tokens that are bound, or one of those that Secrets hold.
+const ourClaims = /"kubernetes\.io[^"]*"\s*:/;
+const hasOurClaims = (part: string): boolean => ourClaims.test(Buffer.from(part, 'base64url').toString('latin1'));
+
 function removeHeader(request: IncomingRequest, header: TokenHeader): void {
   // Read first, since Node makes them of rawHeaders when they are first read.
   const { headers, rawHeaders } = request;

@@ -5,7 +5,7 @@ import { inspect } from 'node:util';
 import { ApiServerError, connectApiServer } from './api-server.ts';
 import { createBreaker } from './breaker.ts';
 import { type AskedFor, type Caller, formatUsername } from './caller.ts';
-import { type IncomingRequest, refusalError, responseHeadersFor, takeCredential, unavailableError } from './credential.ts';
+import { type IncomingRequest, refusalError, responseHeadersFor, showsToken, takeCredential, unavailableError } from './credential.ts';
 import { createReporter, type Ruling } from './decision.ts';
 import { createLog, printable } from './logger.ts';
 import {
@@ -23,7 +23,7 @@ import {
 } from './options.ts';
 import { createPlaces } from './places.ts';
 import { createReadiness } from './readiness.ts';
-import { type Claims, claimsOf, screen as screenClaims } from './screening.ts';
+import { type Claims, screen as screenClaims } from './screening.ts';
 import { createSigningKeys, type Signature } from './signing-keys.ts';
 import { answerRollCall } from './status.ts';
 import { type AuthorizedRequest, plainPath, type Requirement, reviewAccess } from './subject-access-review.ts';
@@ -44,13 +44,13 @@ export interface Guard extends AsyncDisposable {
    */
   check(request: IncomingRequest, route?: string, params?: ReadParams): Promise<Caller | undefined>;
   /**
-   * The same for adapters: a remembered caller is returned as it is, and only what has to be waited for, or is refused, as a promise. Never
-   * throws.
+   * The same for adapters: a remembered caller is returned as it is; what has to be waited for, or is refused, is a promise. Never throws. Ask
+   * whether there is a `then` in it: a promise may be of another realm.
    */
-  checkNow(...request: Parameters<Guard['check']>): Caller | undefined | Promise<Caller | undefined>;
+  checkNow(...request: Parameters<Guard['check']>): Caller | Promise<Caller | undefined>;
   /**
    * Whether a request shows a token in this guard's header, good or bad. Where not, another scheme may decide it. In `Authorization`, where
-   * other schemes have theirs, only a ServiceAccount's counts, by claims that nobody has proven yet. Takes nothing off.
+   * other schemes have theirs, only what has a ServiceAccount's claims in it counts, which nobody has proven yet. Takes nothing off.
    */
   hasToken(request: IncomingRequest): boolean;
   /** False in observe mode: that a request passes then says nothing about who sent it. */
@@ -99,13 +99,17 @@ interface Screened {
   readonly spender: string | undefined;
 }
 
+// What is known of a token's signature, for as long as somebody waits to be decided by it.
+interface Screening {
+  askers: number;
+  signature?: Promise<Signature>;
+}
+
 // One request's question, on its way through the decision.
 interface Question {
   readonly request: IncomingRequest;
   readonly asked: AskedFor;
   readonly params: ReadParams;
-  /** When it has waited long enough, on the clock of `performance.now()`; undefined where it did not have to yet. */
-  readonly deadlineMs?: number;
 }
 
 const observeMs = 250;
@@ -126,7 +130,7 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
   const isBySignature = memory.verification === 'signature';
   const verify = createVerification(apiServer, signingKeys);
   const takeTurn = createTurns();
-  const screenings = new Map<string, Promise<Signature>>();
+  const screenings = new Map<string, Screening>();
   const places = createPlaces();
   // By signature nobody is asked about a token, so there is nothing to stop asking, and no waiting behind those whose access is reviewed.
   const verdicts = isBySignature
@@ -149,23 +153,28 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
     if (held !== undefined) return admit(route, held, question);
     const key = verdicts.key(prefix, token);
     const remembered = verdicts.recall(key);
-    if (remembered === undefined) return decideAnew(route, key, token, { ...question, deadlineMs: performance.now() + patienceMs });
+    if (remembered === undefined) return decideAnew(route, key, token, question);
     verdicts.hold(connection, prefix, token, key);
     return admit(route, remembered, question);
   }
 
   // Screen the token, and ask the cluster about it.
   async function decideAnew(route: Route, key: string, token: string, question: Question): Promise<Ruling> {
+    const deadlineMs = performance.now() + patienceMs;
+    const screening = screenings.get(key) ?? { askers: 0 };
+    screenings.set(key, screening);
+    screening.askers += 1;
     try {
-      const screened = await screen(route, key, token);
+      const screened = await screen(route, key, token, screening);
       if ('outcome' in screened) return screened;
       const { claims, spender } = screened;
       const review = (leftMs: number): Promise<Verdict> =>
         isBySignature ? verify(token, claims, route.audiences) : reviewToken(apiServer, token, claims, route.audiences, leftMs);
       // Another request's review may have ended while this one waited for its turn.
-      return await admit(route, verdicts.recall(key) ?? (await verdicts.ask(key, spender, review, question.deadlineMs)), question);
+      return await admit(route, verdicts.recall(key) ?? (await verdicts.ask(key, spender, review, deadlineMs)), question);
     } finally {
-      screenings.delete(key);
+      screening.askers -= 1;
+      if (screening.askers === 0) screenings.delete(key);
     }
   }
 
@@ -178,9 +187,9 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
       return { outcome: 'refused', code: 'invalid_token', reason: 'not_bound_to_a_pod', caller, source };
     }
     const isAllowed = route.isAllowed(caller, question.asked);
-    return isAllowed instanceof Promise
-      ? isAllowed.then((late) => grant(late, route, caller, source, question))
-      : grant(isAllowed, route, caller, source, question);
+    return typeof isAllowed === 'boolean'
+      ? grant(isAllowed, route, caller, source, question)
+      : isAllowed.then((late) => grant(late, route, caller, source, question));
   }
 
   function grant(
@@ -192,19 +201,14 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
   ): Ruling | Promise<Ruling> {
     if (isAllowed !== true) return { outcome: 'refused', code: 'caller_not_allowed', reason: 'not_in_allow', caller, source };
     if (requirement === undefined) return { outcome: 'allowed', caller, source };
-    const { request, asked, params, deadlineMs } = question;
+    const { request, asked, params } = question;
     const read = typeof params === 'function' ? params() : params;
     const spec = requirement({ ...asked, params: read, headers: request.headers, path: plainPath(request) });
-    return authorize(caller, source, spec, deadlineMs);
+    return authorize(caller, source, spec);
   }
 
   // Remembered by all that the cluster is told, since its rules may look at any of it.
-  function authorize(
-    caller: Caller,
-    source: Sourced['source'],
-    spec: ReturnType<Requirement>,
-    deadlineMs: number | undefined,
-  ): Ruling | Promise<Ruling> {
+  function authorize(caller: Caller, source: Sourced['source'], spec: ReturnType<Requirement>): Ruling | Promise<Ruling> {
     const refused = { outcome: 'refused', code: 'caller_not_allowed', caller } as const;
     if (spec === undefined) return { ...refused, reason: 'nothing_to_authorize', source };
     const conclude = (access: Sourced): Ruling => {
@@ -216,16 +220,16 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
     const key = accesses.key(accessPrefix, JSON.stringify([caller.username, caller.uid, caller.groups, caller.extra, spec]));
     const remembered = accesses.recall(key);
     if (remembered !== undefined) return conclude(remembered);
-    return accesses.ask(key, caller.username, (leftMs) => reviewAccess(apiServer, caller, spec, leftMs), deadlineMs).then(conclude);
+    return accesses.ask(key, caller.username, (leftMs) => reviewAccess(apiServer, caller, spec, leftMs)).then(conclude);
   }
 
   // What can be told before a review: by shape, claims and signature. Only claims that one of the cluster's keys signed say whose budget the
   // review spends, and that nobody so named is allowed here. A token that a review accepted lately needs none of that.
-  async function screen(route: Route, key: string, token: string): Promise<Ruling | Screened> {
+  async function screen(route: Route, key: string, token: string, screening: Screening): Promise<Ruling | Screened> {
     const source = 'screening';
     const claims = screenClaims(token, route.audiences);
     if ('code' in claims) return { outcome: 'refused', ...claims, source };
-    const signature = verdicts.isKnown(key) ? 'unscreened' : await screenSignature(key, token, claims);
+    const signature = verdicts.isKnown(key) ? 'unscreened' : await screenSignature(screening, token, claims);
     if (signature === 'forged') return { outcome: 'refused', code: 'invalid_token', reason: 'forged', source };
     if (signature === 'limited') return { outcome: 'unavailable', reason: 'unknown_keys', source };
     if (signature === 'unscreened' || claims.identity === undefined) return { claims, spender: undefined };
@@ -237,14 +241,10 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
   }
 
   // The dearest thing that a stranger can make us do. So callers that are remembered pass it by, and it is done once for all that ask about the
-  // same token until that is decided. By signature the turn alone is waited for: the verdict is the same work, done once it has come.
-  function screenSignature(key: string, token: string, claims: Claims): Promise<Signature> {
-    let screening = screenings.get(key);
-    if (screening === undefined) {
-      screening = takeTurn().then(() => (isBySignature ? 'unscreened' : signingKeys.screen(token, claims)));
-      screenings.set(key, screening);
-    }
-    return screening;
+  // same token. By signature the turn alone is waited for: the verdict is the same work, done once it has come.
+  function screenSignature(screening: Screening, token: string, claims: Claims): Promise<Signature> {
+    screening.signature ??= takeTurn().then(() => (isBySignature ? 'unscreened' : signingKeys.screen(token, claims)));
+    return screening.signature;
   }
 
   // The same decision, for the record: it neither fails nor holds a request up.
@@ -262,12 +262,6 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
     const ruling = await Promise.race([(async () => decide(...question))().catch(failed), late]);
     clearTimeout(timer);
     return ruling;
-  }
-
-  function hasToken(request: IncomingRequest): boolean {
-    const credential = takeCredential(request, header, true);
-    if ('code' in credential) return credential.code !== 'missing_token';
-    return header !== 'authorization' || claimsOf(credential.token)?.identity !== undefined;
   }
 
   function guardRoute(route: Route): Guard {
@@ -294,17 +288,13 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
       return Promise.reject(ruling.outcome === 'refused' ? refusalError(ruling.code, request, header) : unavailableError(request));
     }
 
-    function checkNow(
-      request: IncomingRequest,
-      pattern?: string,
-      params: ReadParams = {},
-    ): Caller | undefined | Promise<Caller | undefined> {
-      // The clock is looked at where somebody is told, or something waited for.
-      const startedMs = reporter.isHeard() ? performance.now() : undefined;
-      const asked: AskedFor = { method: request.method ?? 'GET', route: pattern };
+    function checkNow(request: IncomingRequest, pattern?: string, params: ReadParams = {}): Caller | Promise<Caller | undefined> {
       try {
+        // The clock is looked at where somebody is told, or something waited for.
+        const startedMs = reporter.isHeard() ? performance.now() : undefined;
+        const asked: AskedFor = { method: request.method ?? 'GET', route: pattern };
         const ruling = (enforced ? decide : observe)(route, prefix, { request, asked, params });
-        if (!(ruling instanceof Promise)) return conclude(ruling, request, asked, startedMs);
+        if (!('then' in ruling)) return conclude(ruling, request, asked, startedMs) ?? Promise.resolve(undefined);
         const sinceMs = startedMs ?? performance.now();
         return ruling.then((late) => conclude(late, request, asked, sinceMs));
       } catch (error) {
@@ -315,10 +305,10 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
     return {
       checkNow,
       check: async (...asked) => checkNow(...asked),
-      hasToken,
+      hasToken: (request) => showsToken(request, header),
       enforced,
       discard(request) {
-        if (hasToken(request)) takeCredential(request, header, forwardToken || !enforced);
+        if (showsToken(request, header)) takeCredential(request, header, forwardToken || !enforced);
       },
       with: (own) => {
         refuseUnknown('a route’s guard', own, routeOptions);

@@ -220,10 +220,39 @@ describe('guard.hasToken', () => {
       assert.equal(shown.rawHeaders.length, isShown ? 0 : values.length * 2);
       return isShown;
     };
-    for (const ours of [`Bearer ${token}`, `bearer ${header}.${payload}.Zm9yZ2Vk`, `Bearer ${elsewhere}`])
+    const encode = (value: object): string => Buffer.from(JSON.stringify(value)).toString('base64url');
+    const secret = `${header}.${encode({ iss: 'kubernetes/serviceaccount', 'kubernetes.io/serviceaccount/namespace': 'api' })}.c2ln`;
+    const endless = `${header}.${encode({ 'kubernetes.io': { namespace: 'api', serviceaccount: { name: 'api' } } })}.c2ln`;
+    const client = `${header}.${encode({ aud: 'kubernetes', groups: ['kubernetes.io'], azp: 'kubernetes.io' })}.c2ln`;
+    for (const ours of [
+      `Bearer ${token}`,
+      `bearer ${header}.${payload}.Zm9yZ2Vk`,
+      `Bearer ${elsewhere}`,
+      `Bearer ${secret}`,
+      `Bearer ${endless}`,
+      `Bearer  ${token}`,
+      `Bearer ${token}, Bearer ${token}`,
+      `Bearer ${token} junk`,
+      `Bearer "${token}"`,
+      `Bearer: ${token}`,
+      `Basic b3BzOnM=, Bearer ${token}`,
+      `Token ${token}`,
+      token,
+      `Bearer ${user}, x`,
+    ]) {
       assert.equal(shows(ours), true, ours);
+    }
     assert.equal(shows(`Bearer ${user}`, `Bearer ${user}`), true);
-    for (const theirs of [`Bearer ${user}`, 'Bearer opaque', `Bearer ${header}.!.`, 'Basic b3BzOnM=', 'Bearer ', '']) {
+    for (const theirs of [
+      `Bearer ${user}`,
+      `Bearer ${client}`,
+      'Bearer opaque',
+      `Bearer ${header}.!.`,
+      'Basic b3BzOnM=',
+      'Digest username="kubernetes.io", realm="x", uri="/", response="6629fae49393a05397450978507c4ef1"',
+      'Bearer ',
+      '',
+    ]) {
       assert.equal(shows(theirs), false, theirs);
     }
   });

@@ -328,23 +328,6 @@ describe('a guard with authorize', () => {
     assert.equal(reviews() - earlier, 2);
   });
 
-  it('waits for both reviews together no longer than for one', async () => {
-    const now = performance.now();
-    const slowly = async (): Promise<boolean> => {
-      mock.method(performance, 'now', () => now + 6_000);
-      return true;
-    };
-    const earlier = reviews();
-    try {
-      const checked = guardWith({ authorize: orders, allow: slowly }).check(await carrying('api/api'));
-      await assert.rejects(checked, { code: 'review_unavailable' });
-    } finally {
-      mock.restoreAll();
-    }
-    assert.equal(last().reason, 'queue_timeout');
-    assert.equal(reviews(), earlier);
-  });
-
   it('answers a remembered yes without a promise', async () => {
     const guard = guardWith({ authorize: orders });
     const request = await carrying('api/api');

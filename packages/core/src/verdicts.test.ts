@@ -336,6 +336,38 @@ describe('createVerdicts', () => {
     assert.equal((await verdicts.ask('k', 'api/api', answering(accepted()))).outcome, 'accepted');
   });
 
+  it('takes its own hurry for no failure of a server that answers others', async () => {
+    const reports: string[] = [];
+    const verdicts = createVerdicts(options, { isOpen: () => false, report: (outcome) => void reports.push(outcome) }, quiet);
+    const soon = (): number => performance.now() + 2_000;
+    await verdicts.ask('k', undefined, answering(accepted()));
+    mock.timers.tick(60_000);
+    const hurried = { outcome: 'unavailable', reason: 'queue_timeout', source: 'review' };
+    assert.deepEqual(await verdicts.ask('k', undefined, answering(unavailable), soon()), hurried);
+    assert.deepEqual(reports, ['answered']);
+    await verdicts.ask('other', undefined, answering(unavailable));
+    assert.equal((await verdicts.ask('k', undefined, answering(unavailable), soon())).source, 'stale');
+    assert.deepEqual(reports, ['answered', 'failed', 'failed']);
+    await verdicts.ask('other', undefined, answering(accepted()));
+    assert.deepEqual(await verdicts.ask('k', undefined, answering(unavailable), soon()), hurried);
+  });
+
+  it('waits for another’s review as long as its own deadline says, no longer and no shorter', async () => {
+    const verdicts = createVerdicts(options, shut, quiet);
+    const never = (): Promise<Verdict> => new Promise(() => {});
+    void verdicts.ask('slow', undefined, never);
+    const late = await verdicts.ask('slow', undefined, never, performance.now());
+    assert.deepEqual(late, { outcome: 'unavailable', reason: 'queue_timeout', source: 'review' });
+
+    let finish: (verdict: Verdict) => void = () => {};
+    const hurried = verdicts.ask('k', undefined, () => new Promise((resolve) => (finish = resolve)), performance.now() + 2_000);
+    const patient = verdicts.ask('k', undefined, answering(accepted()));
+    await new Promise(setImmediate);
+    finish(unavailable);
+    assert.equal((await hurried).outcome, 'unavailable');
+    assert.equal((await patient).outcome, 'accepted');
+  });
+
   it('keys by audiences and token, and by neither alone', () => {
     const verdicts = createVerdicts(options, shut, quiet);
     const key = (audiences: readonly string[], token: string): string => verdicts.key(verdicts.prefix(audiences), token);

@@ -4,6 +4,7 @@ import { hash, randomBytes } from 'node:crypto';
 
 import { LRUCache } from 'lru-cache';
 
+import { attemptMs } from './api-server.ts';
 import type { Breaker } from './breaker.ts';
 import { packCaller, unpackCaller } from './caller.ts';
 import type { Log } from './logger.ts';
@@ -84,20 +85,46 @@ export function createVerdicts(
   const flights = new Map<string, Promise<Sourced>>();
   const processKey = randomBytes(32).toString('base64');
   const held = new WeakMap<object, Held>();
+  const outOfTime = { outcome: 'unavailable', reason: 'queue_timeout', source } as const;
+  let isFailing = false;
   let isDown = false;
   let warnedAtMs = -Infinity;
 
-  async function fly(
-    ...[key, spender, review, deadlineMs = performance.now() + patienceMs]: Parameters<Verdicts['ask']>
-  ): Promise<Sourced> {
+  const ask: Verdicts['ask'] = async (key, spender, review, deadlineMs = performance.now() + patienceMs) => {
+    if (breaker.isOpen()) return withoutAsking(key);
+    const flight = flights.get(key);
+    if (flight === undefined) {
+      const mine = fly(key, spender, review, deadlineMs).finally(() => flights.delete(key));
+      flights.set(key, mine);
+      return mine;
+    }
+    const limit = places.wait(spender);
+    if (limit !== undefined) return { outcome: 'unavailable', reason: limit, source };
+    let timer: NodeJS.Timeout | undefined;
+    const late = new Promise<Sourced>((resolve) => {
+      timer = setTimeout(() => resolve(outOfTime), deadlineMs - performance.now());
+    });
+    const joined = await Promise.race([flight, late]).finally(() => {
+      clearTimeout(timer);
+      places.waited(spender);
+    });
+    // The one that asked may have had less time left.
+    const isTheirs = joined.outcome === 'unavailable' && joined.reason === outOfTime.reason && performance.now() < deadlineMs;
+    return isTheirs ? ask(key, spender, review, deadlineMs) : joined;
+  };
+
+  async function fly(...[key, spender, review, deadlineMs]: Required<Parameters<Verdicts['ask']>>): Promise<Sourced> {
     const limit = await places.take(spender, deadlineMs);
     if (limit !== undefined) return { outcome: 'unavailable', reason: limit, source };
     try {
       if (breaker.isOpen()) return withoutAsking(key);
       const leftMs = deadlineMs - performance.now();
-      if (leftMs <= 0) return { outcome: 'unavailable', reason: 'queue_timeout', source };
+      if (leftMs <= 0) return outOfTime;
       const askedAtMs = Date.now();
-      return settle(key, spender, await review(leftMs), askedAtMs);
+      const verdict = await review(leftMs);
+      // We gave a server that answers others less time than it may take: our own limit, and nothing to hold against it.
+      const isHurried = leftMs < attemptMs && !isFailing && verdict.outcome === 'unavailable' && verdict.reason === 'timeout';
+      return isHurried ? outOfTime : settle(key, spender, verdict, askedAtMs);
     } finally {
       places.free(spender);
     }
@@ -106,11 +133,15 @@ export function createVerdicts(
   // An acceptance counts from when the question was asked, which is when it was certainly still true.
   function settle(key: string, spender: string | undefined, verdict: Verdict, askedAtMs: number): Sourced {
     if (verdict.outcome === 'unavailable') {
-      if (!isNoFailure.has(verdict.reason)) breaker.report('failed');
+      if (!isNoFailure.has(verdict.reason)) {
+        isFailing = true;
+        breaker.report('failed');
+      }
       if (isOurLimit.has(verdict.reason)) return { ...verdict, source };
       tell(verdict);
       return acceptedStill(key) ?? { ...verdict, source };
     }
+    isFailing = false;
     breaker.report('answered');
     tell(undefined);
     if (verdict.outcome === 'refused') {
@@ -175,23 +206,7 @@ export function createVerdicts(
     },
     recall: (key) => acceptedWithin(key, cacheTtlMs) ?? refusals.recall(key, refusalTtlMs),
     isKnown: (key) => acceptances.recall(key, staleIfErrorMs) !== undefined,
-    async ask(...question) {
-      const [key, spender] = question;
-      if (breaker.isOpen()) return withoutAsking(key);
-      const flight = flights.get(key);
-      if (flight === undefined) {
-        const mine = fly(...question).finally(() => flights.delete(key));
-        flights.set(key, mine);
-        return mine;
-      }
-      const limit = places.wait(spender);
-      if (limit !== undefined) return { outcome: 'unavailable', reason: limit, source };
-      try {
-        return await flight;
-      } finally {
-        places.waited(spender);
-      }
-    },
+    ask,
   };
 }
 

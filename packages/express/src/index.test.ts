@@ -70,6 +70,28 @@ describe('k8sSaAuth', () => {
     assert.equal((await ask(origin, '/nowhere', as(api))).status, 404);
   });
 
+  it('fails, for a remembered caller as for a new one, where nobody may be told who called', async () => {
+    let thrown: unknown;
+    let runs = 0;
+    app.use((request, _response, next) => {
+      Object.defineProperty(request, 'caller', {
+        set() {
+          throw thrown;
+        },
+      });
+      next();
+    });
+    app.get('/x', guard, (_request, response) => {
+      runs += 1;
+      response.send('in');
+    });
+    const origin = await listen(app);
+    for (thrown of ['route', 'router', undefined, null, 0, new Error('no')]) {
+      for (const time of ['first', 'second']) assert.equal((await ask(origin, '/x', as(api))).status, 500, `${String(thrown)}, ${time}`);
+    }
+    assert.equal(runs, 0);
+  });
+
   it('adds up with the guards before it, on a token that they have taken off', async () => {
     app.use(anyone());
     app.get('/x', (request, response) => void response.json(callerOf(request).audiences));

@@ -95,7 +95,7 @@ function asMiddleware(guard: Guard): ExpressGuard {
 
   function decide(req: IncomingMessage, res: ServerResponse, next: (error?: unknown) => void, self: object): void {
     const caller = guard.checkNow(req, routeOf(req, self), (req as { params?: AuthorizedRequest['params'] }).params);
-    if (caller instanceof Promise) {
+    if ('then' in caller) {
       caller
         .then((late) => pass(req, res, late))
         .then(
@@ -104,7 +104,11 @@ function asMiddleware(guard: Guard): ExpressGuard {
         );
       return;
     }
-    pass(req, res, caller);
+    try {
+      pass(req, res, caller);
+    } catch (error) {
+      return next(refuse(req, res, error));
+    }
     next();
   }
 

@@ -232,7 +232,7 @@ function runHook(hook: Scheme, app: FastifyInstance, request: FastifyRequest, re
 // Undefined once the request is admitted, or a promise of it where there is something to wait for.
 function admit(guard: Check, request: FastifyRequest, reply: FastifyReply, route: string | undefined): undefined | Promise<undefined> {
   const caller = guard.checkNow(request.raw, route, request.params as AuthorizedRequest['params']);
-  if (!(caller instanceof Promise)) return pass(guard, request, reply, caller);
+  if (!('then' in caller)) return pass(guard, request, reply, caller);
   return caller.then(
     (late) => pass(guard, request, reply, late),
     (error: unknown) => refuse(reply, error),

@@ -97,7 +97,7 @@ function asMiddleware(guard: Guard): KoaGuard {
     // What a mount or a rewrite has made of it since is not what was sent, which is what `authorize` looks at; Express keeps it itself.
     if (ctx.req.url !== ctx.originalUrl) Object.assign(ctx.req, { originalUrl: ctx.originalUrl });
     const caller = guard.checkNow(ctx.req, route, params);
-    if (!(caller instanceof Promise)) return pass(ctx, caller);
+    if (!('then' in caller)) return pass(ctx, caller);
     return caller.then(
       (late) => pass(ctx, late),
       (error: unknown) => refuse(ctx, error),

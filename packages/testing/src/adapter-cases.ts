@@ -1324,6 +1324,24 @@ function casesOfBothHeaders(stage: Stage): void {
     });
   });
 
+  describe('another Promise in the place of the native one', () => {
+    it('lets nobody in whom the native one would not', async () => {
+      const app = await start();
+      const native = globalThis.Promise;
+      globalThis.Promise = new Proxy(function () {} as unknown as PromiseConstructor, {
+        construct: (_target, [executor]: [ConstructorParameters<PromiseConstructor>[0]]) => new native(executor),
+        // So that no promise is an instance of it.
+        get: (target, name) => (name === 'prototype' || name === Symbol.hasInstance ? Reflect.get(target, name) : methodOf(native, name)),
+      });
+      try {
+        app.assertRefused(await app.send(), mode.missing);
+        app.assertRefused(await app.sendToken('garbage'), mode.invalid, { source: 'screening' });
+      } finally {
+        globalThis.Promise = native;
+      }
+    });
+  });
+
   describe('a custom error handler', () => {
     it('answers no token with the challenge', async () => {
       const app = await start({ errorHandler: 'custom' });
@@ -1571,6 +1589,11 @@ function casesOfXClientId({ start, token: issue }: Stage): void {
       app.assertRefused(await app.sendToken(`Bearer ${await issue()}`), xClientId.invalid, { source: 'screening' });
     });
   });
+}
+
+function methodOf(target: object, name: PropertyKey): unknown {
+  const value: unknown = Reflect.get(target, name);
+  return typeof value === 'function' ? value.bind(target) : value;
 }
 
 function casesOfAuthorization({ start, token: issue }: Stage): void {
