@@ -48,7 +48,9 @@ const isNamed =
     name.toLowerCase() === header;
 
 // As Node reads them: the first Authorization counts, others are joined.
-function requestWith(sent: readonly Line[]): Required<Omit<IncomingRequest, 'socket' | 'stream' | 'url' | 'originalUrl'>> {
+function requestWith(
+  sent: readonly Line[],
+): Required<Omit<IncomingRequest, 'httpVersionMajor' | 'socket' | 'stream' | 'url' | 'originalUrl'>> {
   const headers: Record<string, string> = {};
   const headersDistinct: Record<string, string[]> = {};
   for (const [name, value] of sent) {

@@ -18,6 +18,7 @@ export interface IncomingRequest {
   readonly originalUrl?: string;
   /** The connection: for as long as it lives, its last accepted token is compared instead of hashed. */
   readonly socket?: object | null;
+  readonly httpVersionMajor?: number;
   /** With HTTP/2 the connection is its session; `socket` is another object for each request. */
   readonly stream?: { readonly session?: object | undefined } | null;
 }

@@ -782,6 +782,7 @@ describe('a guard, on one connection', () => {
     const token = await apiToken();
     const asked = (): IncomingRequest => ({
       ...carrying(token),
+      httpVersionMajor: 2,
       stream,
       get socket(): object {
         return assert.fail('the socket is another object for each request');

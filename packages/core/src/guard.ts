@@ -148,7 +148,8 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
     const credential = takeCredential(request, header, forwardToken || route.mode === 'observe');
     if ('code' in credential) return { outcome: 'refused', ...credential, source: 'screening' };
     const { token } = credential;
-    const connection = request.stream?.session ?? request.socket;
+    // Asked in this order, since a field that is not there is slow to look for on a request of Express.
+    const connection = request.httpVersionMajor === 2 ? request.stream?.session : request.socket;
     const held = verdicts.recallHeld(connection, prefix, token);
     if (held !== undefined) return admit(route, held, question);
     const key = verdicts.key(prefix, token);
