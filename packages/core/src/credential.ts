@@ -89,11 +89,12 @@ function readCredential(rawHeaders: readonly string[], header: TokenHeader): Cre
  */
 export function showsToken(request: IncomingRequest, header: TokenHeader): boolean {
   const credential = takeCredential(request, header, true);
-  if ('code' in credential && (credential.code !== 'missing_token' || header === 'x-client-id')) return credential.code !== 'missing_token';
-  if (header === 'x-client-id') return true;
+  const code = 'code' in credential ? credential.code : undefined;
+  if (header === 'x-client-id' || code === 'invalid_token') return code !== 'missing_token';
   const text = 'code' in credential ? sentIn(request.rawHeaders, header) : credential.token;
-  // A bearer token with anything else beside it is refused as one that is repeated.
-  return (!('code' in credential) && /[^!-+\--~]/.test(text)) || text.split(/[^\w-]+/).some(hasOurClaims);
+  // A bearer token with a comma, white space or a control character is refused as one that is repeated.
+  const isBroken = code === undefined && /[^!-+\--~]/.test(text);
+  return isBroken || text.split(/[^\w-]+/).some(hasOurClaims);
 }
 
 const sentIn = (rawHeaders: readonly string[], header: TokenHeader): string =>

@@ -150,6 +150,17 @@ describe('app.k8sSaAuth.or', () => {
     assert.equal(await outcome({ token: api, user: jane }), `[null,"Bearer ${jane}"]`);
   });
 
+  it('keeps ServiceAccount tokens from public routes, and leaves what other schemes have in Authorization', async () => {
+    await start({ routes: 'all', header: 'authorization' }, () =>
+      app.get('/', { config: { k8sSaAuth: false } }, ({ headers }) => headers.authorization ?? 'none'),
+    );
+    const seen = async (authorization: string): Promise<string> => (await ask(origin, '/', { headers: { authorization } })).text;
+    for (const ours of [`Bearer ${api}`, `Bearer  ${api}`, `Bearer ${api} junk`, `Bearer ${api}, Bearer ${api}`, `Token ${api}`]) {
+      assert.equal(await seen(ours), 'none');
+    }
+    for (const theirs of ['Basic b3BzOnM=', `Bearer ${jane}`]) assert.equal(await seen(theirs), theirs);
+  });
+
   it('stands in a route that the registration leaves alone', async () => {
     await start({ routes: 'all' }, (guard) => {
       app.get('/', { config: { k8sSaAuth: false }, onRequest: guard.or(userJwt) }, whoami);
