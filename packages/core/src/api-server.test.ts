@@ -150,6 +150,24 @@ describe('connectApiServer, asking', () => {
     await answer;
   });
 
+  it('asks nothing more once it is closed, whatever was under way', async () => {
+    const [early, late] = [connect(), connect()];
+    await ask(early);
+    await ask(late);
+    const asked = authority.calls.length;
+    const refused = assert.rejects(early.ask(question, 5_000), { reason: 'closed' });
+    early.close();
+    await refused;
+    authority.fail('slow', { delayMs: 60_000 });
+    const cut = assert.rejects(late.ask(question, 5_000), { reason: 'closed' });
+    // It is sent in the microtasks of this turn.
+    await new Promise(setImmediate);
+    late.close();
+    await cut;
+    assert.equal(authority.calls.length, asked);
+    await assert.rejects(late.ask(question, 5_000), { reason: 'closed' });
+  });
+
   it('reads no more of an answer than it may', async () => {
     authority.fail({ status: 201, body: 'x'.repeat(20_000) });
     const review = { ...question, path: '/apis/authentication.k8s.io/v1/tokenreviews' };

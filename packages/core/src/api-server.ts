@@ -1,7 +1,7 @@
 // How the API server is asked: over kept connections, with credentials that are reloaded, in two attempts, reading no more than it may.
 
 import type { IncomingMessage } from 'node:http';
-import type { Agent } from 'node:https';
+import type { RequestOptions } from 'node:https';
 
 import { type ApiServer, type Credentials, findEndpoint } from './endpoint.ts';
 import { type Log, printable } from './logger.ts';
@@ -46,6 +46,12 @@ export interface ApiServerConnection {
   close(): void;
 }
 
+// Credentials, and what they add to each request.
+interface Loaded extends Credentials {
+  readonly claims: Claims | undefined;
+  readonly connection: RequestOptions & { readonly keptAs: string };
+}
+
 /** Reviews in flight, and connections kept. */
 export const maxInFlight = 32;
 /** How long the server may take to answer. */
@@ -61,15 +67,20 @@ const tls = (): typeof import('node:tls') => process.getBuiltinModule('node:tls'
 /** Throws a TypeError at once if there is no API server to be found, or none that could be trusted. Touches no network. */
 export function connectApiServer(options: ApiServer | undefined, log: Log): ApiServerConnection {
   const endpoint = findEndpoint(options);
+  const { url } = endpoint;
+  const address = { host: url.hostname.replace(/^\[(.*)\]$/, '$1'), port: url.port || 443 };
+  const basePath = url.pathname.replace(/\/$/, '');
   const agent = new (https().Agent)({ keepAlive: true, maxSockets: maxInFlight, maxFreeSockets: maxInFlight, timeout: idleMs });
-  let current: Credentials | undefined;
-  let claims: Claims | undefined;
+  // A kept connection is found by the text of all its TLS options, certificates included: put together once, and not for each request.
+  const nameOf = agent.getName.bind(agent);
+  agent.getName = (request: RequestOptions & { readonly keptAs?: string } = {}) => request.keptAs ?? nameOf(request);
+  let current: Loaded | undefined;
   let readAtMs = 0;
-  let reading: Promise<Credentials> | undefined;
+  let reading: Promise<Loaded> | undefined;
   let failing = false;
   let closed = false;
 
-  function credentials(again = false): Promise<Credentials> {
+  function credentials(again = false): Promise<Loaded> {
     const ageMs = Date.now() - readAtMs;
     if (current !== undefined && !again && ageMs >= 0 && ageMs < reloadEveryMs) return Promise.resolve(current);
     reading ??= reload().finally(() => {
@@ -79,10 +90,13 @@ export function connectApiServer(options: ApiServer | undefined, log: Log): ApiS
   }
 
   // A reload that fails keeps the last credentials: the API server will say when they are no longer good.
-  async function reload(): Promise<Credentials> {
+  async function reload(): Promise<Loaded> {
     try {
-      current = await endpoint.readCredentials();
-      claims = claimsOf((current.headers['authorization'] ?? '').replace(/^Bearer /, ''));
+      const { tls: own, headers } = await endpoint.readCredentials();
+      // Said, so that NODE_TLS_REJECT_UNAUTHORIZED=0 does not undo it.
+      const connection = { agent, ...address, ...own, rejectUnauthorized: true };
+      const claims = claimsOf((headers['authorization'] ?? '').replace(/^Bearer /, ''));
+      current = { tls: own, headers, claims, connection: { ...connection, keptAs: nameOf(connection) } };
       if (failing) log.info({ kind: 'api_server_credentials' }, 'The credentials for the API server can be read again');
       failing = false;
     } catch (error) {
@@ -95,19 +109,26 @@ export function connectApiServer(options: ApiServer | undefined, log: Log): ApiS
     return current;
   }
 
+  // What was under way when it closed was cut by ourselves.
+  async function attempt(question: Question, used: Loaded, deadlineMs: number): Promise<Answer | ApiServerError> {
+    const outcome = closed ? undefined : await send(basePath + question.path, used, question, deadlineMs - performance.now());
+    return outcome === undefined || (closed && outcome instanceof ApiServerError)
+      ? new ApiServerError('closed', 'The guard is closed')
+      : outcome;
+  }
+
   async function ask(question: Question, budgetMs: number): Promise<Answer> {
-    if (closed) throw new ApiServerError('closed', 'The guard is closed');
     const deadlineMs = performance.now() + budgetMs;
     const used = await credentials();
-    const first = await attempt(endpoint.url, agent, used, question, deadlineMs - performance.now());
+    const first = await attempt(question, used, deadlineMs);
     const again = await secondChance(first, used, deadlineMs);
-    const outcome = again === undefined ? first : await attempt(endpoint.url, agent, again, question, deadlineMs - performance.now());
+    const outcome = again === undefined ? first : await attempt(question, again, deadlineMs);
     if (outcome instanceof ApiServerError) throw outcome;
     return outcome;
   }
 
   // With newer credentials where ours were refused or the CA changed, or after a wait where the server is in trouble; else not at all.
-  async function secondChance(outcome: Answer | ApiServerError, used: Credentials, deadlineMs: number): Promise<Credentials | undefined> {
+  async function secondChance(outcome: Answer | ApiServerError, used: Loaded, deadlineMs: number): Promise<Loaded | undefined> {
     if (outcome instanceof ApiServerError ? outcome.reason === 'certificate_not_trusted' : outcome.status === 401) {
       const newer = await credentials(true);
       const isNewer = newer.headers['authorization'] !== used.headers['authorization'] || String(newer.tls.ca) !== String(used.tls.ca);
@@ -120,10 +141,10 @@ export function connectApiServer(options: ApiServer | undefined, log: Log): ApiS
   }
 
   return {
-    url: endpoint.url,
+    url,
     ask,
     async ownClaims() {
-      await credentials();
+      const { claims } = await credentials();
       return claims;
     },
     close() {
@@ -142,25 +163,20 @@ function waitBeforeRetry(outcome: Answer | ApiServerError): number | undefined {
 }
 
 // Never rejects: an attempt ends in an answer or in the reason why there is none.
-function attempt(url: URL, agent: Agent, credentials: Credentials, question: Question, leftMs: number): Promise<Answer | ApiServerError> {
+function send(path: string, { connection, headers }: Loaded, question: Question, leftMs: number): Promise<Answer | ApiServerError> {
   return new Promise((resolve) => {
     // As text, which goes out in one write with the head.
     const body = question.body === undefined ? undefined : JSON.stringify(question.body);
     const request = https().request({
-      agent,
+      ...connection,
       method: question.method,
-      host: url.hostname.replace(/^\[(.*)\]$/, '$1'),
-      port: url.port || 443,
-      path: `${url.pathname.replace(/\/$/, '')}${question.path}`,
+      path,
       headers: {
-        ...credentials.headers,
+        ...headers,
         ...(body && { 'content-type': 'application/json', 'content-length': Buffer.byteLength(body) }),
         accept: question.accept ?? 'application/json',
         'user-agent': 'k8s-sa-auth',
       },
-      ...credentials.tls,
-      // Said, so that NODE_TLS_REJECT_UNAUTHORIZED=0 does not undo it.
-      rejectUnauthorized: true,
     });
     let isSecure = false;
     let failure: ApiServerError | undefined;
