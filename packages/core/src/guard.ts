@@ -90,6 +90,19 @@ export function createOptInGuard(options: ConnectionOptions & Pick<RouteGuard, (
   return createFamily(options, { ...settings, audiences: [], isAllowed: () => false, mayBeAllowed: () => false });
 }
 
+/**
+ * For adapters: throws a TypeError if `other` is no scheme that could decide what a guard leaves to it, since it is no function, or a guard that
+ * only observes. `call` and `takes` are for the message: `'guard.or(other)'`, `'middleware'`.
+ */
+export function checkScheme(other: unknown, call: string, takes: string): void {
+  if (typeof other !== 'function') throw new TypeError(`${call} takes ${takes}`);
+  if ('enforced' in other && other.enforced === false) {
+    throw new TypeError(
+      `${call}: the other is a guard that only observes, so whoever sends no token would pass. Let it enforce, or leave it out`,
+    );
+  }
+}
+
 function pick<O extends object, K extends keyof O>(options: O, names: readonly K[]): Pick<O, K> {
   return Object.fromEntries(names.filter((name) => Object.hasOwn(options, name)).map((name) => [name, options[name]])) as Pick<O, K>;
 }

@@ -6,7 +6,7 @@ export type { ApiServer } from './endpoint.ts';
 export type { ConnectionOptions, GuardOptions, RouteGuard } from './options.ts';
 export type { Logger } from './logger.ts';
 export type { Attribute, Authorize, AuthorizedRequest, NonResourceAttributes, ResourceAttributes } from './subject-access-review.ts';
-export { createGuard, createOptInGuard, type Guard, type OptInGuard } from './guard.ts';
+export { checkScheme, createGuard, createOptInGuard, type Guard, type OptInGuard } from './guard.ts';
 export { type Decision, decisionChannel } from './decision.ts';
 export { type Review, reviewChannel } from './review.ts';
 export { type AuthCode, AuthError, ClusterError, TokenFileError, type TokenFileCode } from './errors.ts';

@@ -204,6 +204,17 @@ describe('guard.or', () => {
   it('refuses what is no middleware when it is made', async () => {
     await start({}, (ours) => assert.throws(() => ours.or(JSON.parse('{}')), { name: 'TypeError', message: /takes middleware/ }));
   });
+
+  it('refuses a guard that only observes in the place of the other scheme: without a token, everybody would pass', async () => {
+    await start({}, (ours) => {
+      const observing = ours.with({ allow: 'any', mode: 'observe' });
+      assert.equal(observing.enforced, false);
+      assert.throws(() => ours.or(observing), { name: 'TypeError', message: /only observes/ });
+      const enforcing = ours.with({ allow: 'any' });
+      assert.equal(enforcing.enforced, true);
+      assert.doesNotThrow(() => observing.or(enforcing));
+    });
+  });
 });
 
 describe('the guard and another scheme in a chain', () => {

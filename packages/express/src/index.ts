@@ -7,6 +7,7 @@ import {
   type AuthorizedRequest,
   type Caller,
   type ClientOptions,
+  checkScheme,
   ClusterError,
   createGuard,
   createServiceClient,
@@ -59,6 +60,8 @@ export interface ExpressGuard extends Handler, AsyncDisposable {
   or<Req extends IncomingMessage, Res extends ServerResponse>(
     other: (req: Req, res: Res, next: (error?: unknown) => void) => unknown,
   ): (req: Req, res: Res, next: (error?: unknown) => void) => void;
+  /** False in observe mode: that a request passes then says nothing about who sent it. */
+  readonly enforced: boolean;
   /** For a readiness probe: see `Guard.ready`. */
   ready(signal?: AbortSignal): Promise<void>;
   close(): Promise<void>;
@@ -115,7 +118,7 @@ function asMiddleware(guard: Guard): ExpressGuard {
   function alternative<Req extends IncomingMessage, Res extends ServerResponse>(
     other: (req: Req, res: Res, next: (error?: unknown) => void) => unknown,
   ): (req: Req, res: Res, next: (error?: unknown) => void) => void {
-    if (typeof other !== 'function') throw new TypeError('guard.or(other) takes middleware');
+    checkScheme(other, 'guard.or(other)', 'middleware');
     return function either(req, res, next) {
       const isOurs = guard.hasToken(req);
       if (isOurs && guard.enforced) return decide(req, res, next, either);
@@ -132,6 +135,7 @@ function asMiddleware(guard: Guard): ExpressGuard {
   return Object.assign(handler, {
     with: (route: RouteGuard) => asMiddleware(guard.with(route)),
     or: alternative,
+    enforced: guard.enforced,
     ready: (signal?: AbortSignal) => guard.ready(signal),
     close: () => guard.close(),
     [Symbol.asyncDispose]: () => guard.close(),

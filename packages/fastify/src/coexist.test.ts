@@ -203,6 +203,17 @@ describe('app.k8sSaAuth.or', () => {
     await start({}, (guard) => assert.throws(() => guard.or(JSON.parse('{}')), { name: 'TypeError', message: /takes a hook/ }));
   });
 
+  it('refuses a guard that only observes in the place of the other scheme: without a token, everybody would pass', async () => {
+    await start({}, (ours) => {
+      const observing = ours.with({ allow: 'any', mode: 'observe' });
+      assert.equal(observing.enforced, false);
+      assert.throws(() => ours.or(observing), { name: 'TypeError', message: /only observes/ });
+      const enforcing = ours.with({ allow: 'any' });
+      assert.equal(enforcing.enforced, true);
+      assert.doesNotThrow(() => observing.or(enforcing));
+    });
+  });
+
   it('answers 500 where the guard has no audience', async () => {
     await app.register(k8sSaAuth, { routes: 'opt-in', apiServer: pod.apiServer });
     app.get('/', { onRequest: app.k8sSaAuth.or(userJwt) }, whoami);

@@ -5,6 +5,7 @@ import {
   type AuthorizedRequest,
   type Caller,
   type ClientOptions,
+  checkScheme,
   ClusterError,
   createGuard,
   createOptInGuard,
@@ -63,6 +64,8 @@ export interface FastifyGuard extends onRequestAsyncHookHandler {
    * decides them all. `{ config: { k8sSaAuth: false }, onRequest: app.k8sSaAuth.or(userJwt) }`
    */
   or(other: Scheme): onRequestAsyncHookHandler;
+  /** False in observe mode: that a request passes then says nothing about who sent it. */
+  readonly enforced: boolean;
   /** For a readiness probe: see `Guard.ready`. */
   ready(signal?: AbortSignal): Promise<void>;
 }
@@ -208,7 +211,7 @@ function asHook(guard: Check, base: Guard | OptInGuard): FastifyGuard {
         return asHook(own, own);
       },
       or(other: Scheme): onRequestAsyncHookHandler {
-        if (typeof other !== 'function') throw new TypeError('app.k8sSaAuth.or(other) takes a hook');
+        checkScheme(other, 'app.k8sSaAuth.or(other)', 'a hook');
         return async function k8sSaAuthOr(this: FastifyInstance, request, reply) {
           const isOurs = guard.hasToken(request.raw);
           if (isOurs) await admit(guard, request, reply, request.routeOptions.url);
@@ -217,6 +220,7 @@ function asHook(guard: Check, base: Guard | OptInGuard): FastifyGuard {
           await runHook(other, this, request, reply);
         };
       },
+      enforced: guard.enforced,
       ready: (signal?: AbortSignal): Promise<void> => base.ready(signal),
     },
   );

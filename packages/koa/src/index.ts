@@ -5,6 +5,7 @@ import {
   type AuthorizedRequest,
   type Caller,
   type ClientOptions,
+  checkScheme,
   ClusterError,
   createGuard,
   createServiceClient,
@@ -60,6 +61,8 @@ export interface KoaGuard extends Middleware<CallerState>, AsyncDisposable {
    * Where every route that will run begins with a guard of its own, those decide instead.
    */
   wrap(router: RouterLike): Middleware;
+  /** False in observe mode: that a request passes then says nothing about who sent it. */
+  readonly enforced: boolean;
   /** For a readiness probe: see `Guard.ready`. */
   ready(signal?: AbortSignal): Promise<void>;
   close(): Promise<void>;
@@ -110,7 +113,7 @@ function asMiddleware(guard: Guard): KoaGuard {
   const koaGuard: KoaGuard = Object.assign(inPlace(step), {
     with: (route: RouteGuard) => asMiddleware(guard.with(route)),
     or(other: Middleware): Middleware {
-      if (typeof other !== 'function') throw new TypeError('guard.or(other) takes middleware');
+      checkScheme(other, 'guard.or(other)', 'middleware');
       return inPlace((ctx, next, route, params) => {
         const isOurs = guard.hasToken(ctx.req);
         if (isOurs && guard.enforced) return step(ctx, next, route, params);
@@ -119,6 +122,7 @@ function asMiddleware(guard: Guard): KoaGuard {
         return isOurs ? step(ctx, ask, route, params) : ask();
       });
     },
+    enforced: guard.enforced,
     wrap: (router: RouterLike) => wrapRouter(step, router),
     ready: (signal?: AbortSignal) => guard.ready(signal),
     close: () => guard.close(),
