@@ -11,7 +11,8 @@ const fail: ErrorRequestHandler = (error: { readonly status?: number }, _req, re
 
 runAdapterCases({
   name: 'Express',
-  async start({ guard: options, ops, orders, errorHandler, handle }) {
+  offersOr: true,
+  async start({ guard: options, ops, orders, errorHandler, people, handle }) {
     const app = express();
     // Not production, where Express sends the stack of an error; and not development, where it prints it too.
     app.set('env', 'test');
@@ -27,6 +28,8 @@ runAdapterCases({
     app.get('/guarded', (req, res) => void res.json(handle(req, req.caller)));
     app.post('/guarded', (req, res) => void res.json(handle(req, req.caller, req.body)));
     app.get('/both', guard, guard.with(ops), (req, res) => void res.json(handle(req, req.caller)));
+    const either = guard.or((req, _res, next) => people(req).then(() => next()));
+    app.get('/either', either, (req, res) => void res.json(handle(req, req.caller)));
     if (errorHandler === 'custom') app.use(fail);
     const server = app.listen(0, '127.0.0.1');
     await once(server, 'listening');

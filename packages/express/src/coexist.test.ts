@@ -95,62 +95,6 @@ describe('guard.or', () => {
     assert.deepEqual(decisions, []);
   });
 
-  it('decides alone where there is a token, good or bad', async () => {
-    await either();
-    assert.equal(await outcome({ token: stranger, user: jane }), '403');
-    assert.equal(await outcome({ token: 'garbage', user: jane }), '403');
-    assert.equal(await outcome({ token: api, user: jane }), 'api/api, nobody');
-    const { status, headers } = await send({ token: 'garbage' });
-    assert.deepEqual([status, headers['www-authenticate']], [403, 'ServiceAccount header="X-Client-Id", error="invalid_token"']);
-  });
-
-  it('tells services from users where both stand in Authorization', async () => {
-    await either({ header: 'authorization' });
-    assert.equal(await outcome({ user: api }), 'api/api, nobody');
-    assert.equal(await outcome({ user: jane }), 'nobody, jane');
-    assert.equal(await outcome({ user: stranger }), '403');
-    assert.equal(await outcome({ user: 'garbage' }), '401');
-    assert.deepEqual(
-      decisions.map(({ outcome: told }) => told),
-      ['allowed', 'refused'],
-    );
-  });
-
-  it('keeps no user out while the cluster cannot be asked, and answers 503 to services', async () => {
-    await either();
-    authority.fail('outage');
-    assert.equal(await outcome({ user: jane }), 'nobody, jane');
-    const { status, headers } = await send({ token: api });
-    assert.equal(status, 503);
-    assert.match(String(headers['retry-after']), /^[1-5]$/);
-  });
-
-  it('lets nobody in while it observes, and tells whom it would', async () => {
-    await either({ mode: 'observe', allow: 'any' });
-    assert.equal(await outcome({}), '401');
-    assert.equal(await outcome({ token: 'garbage' }), '401');
-    assert.equal(await outcome({ token: stranger }), '401');
-    assert.equal(await outcome({ user: jane }), 'nobody, jane');
-    assert.equal(await outcome({ token: api, user: jane }), 'api/api, jane');
-    assert.deepEqual(
-      decisions.map(({ outcome: told, enforced }) => `${String(told)} ${String(enforced)}`),
-      ['refused false', 'allowed false', 'allowed false'],
-    );
-  });
-
-  it('keeps shared caches from giving one’s answer to the other', async () => {
-    await either();
-    const { headers } = await send({ user: jane });
-    assert.deepEqual([headers['cache-control'], headers.vary], ['private', 'X-Client-Id']);
-  });
-
-  it('takes the token off, and leaves the other scheme its header', async () => {
-    await start({}, (ours) =>
-      app.get('/', ours.or(userJwt), ({ headers }, response) => void response.json([headers['x-client-id'], headers.authorization])),
-    );
-    assert.equal(await outcome({ token: api, user: jane }), `[null,"Bearer ${jane}"]`);
-  });
-
   it('knows the route where it stands in it, for events and for authorize', async () => {
     await start({}, (ours) => app.get('/orders/:order', ours.or(userJwt), answer));
     assert.equal(await outcome({ token: api }, '/orders/7'), 'api/api, nobody');

@@ -3,7 +3,10 @@ import type { AdapterApp, AdapterAppOptions } from '@k8s-sa-auth/testing/adapter
 import Fastify from 'fastify';
 import { k8sSaAuth } from './index.ts';
 
-async function start(routes: 'all' | 'opt-in', { guard, ops, orders, errorHandler, handle }: AdapterAppOptions): Promise<AdapterApp> {
+async function start(
+  routes: 'all' | 'opt-in',
+  { guard, ops, orders, errorHandler, people, handle }: AdapterAppOptions,
+): Promise<AdapterApp> {
   const app = Fastify({ forceCloseConnections: true });
   app.addHook('onRequest', async (_request, reply) => void reply.header('vary', 'Origin'));
   if (errorHandler === 'custom') {
@@ -20,6 +23,9 @@ async function start(routes: 'all' | 'opt-in', { guard, ops, orders, errorHandle
   app.get<{ Params: { order: string } }>('/orders/:order', own, (request) =>
     handle(request.raw, request.caller, { order: request.params.order }),
   );
+  app.get('/either', { ...open, onRequest: app.k8sSaAuth.or((request) => people(request.raw)) }, (request) =>
+    handle(request.raw, request.caller),
+  );
   app.get('/public', open, (request) => handle(request.raw, request.caller));
   const url = await app.listen({ port: 0, host: '127.0.0.1' });
   return { url, close: () => app.close() };
@@ -28,6 +34,7 @@ async function start(routes: 'all' | 'opt-in', { guard, ops, orders, errorHandle
 runAdapterCases({
   name: 'Fastify, all routes',
   seesPublicRoutes: true,
+  offersOr: true,
   guardsUnknownPaths: true,
   start: (options) => start('all', options),
 });
@@ -35,5 +42,6 @@ runAdapterCases({
 runAdapterCases({
   name: 'Fastify, opt-in',
   seesPublicRoutes: true,
+  offersOr: true,
   start: (options) => start('opt-in', options),
 });

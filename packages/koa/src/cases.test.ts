@@ -45,8 +45,9 @@ function createApp({ errorHandler }: AdapterAppOptions): Koa {
 
 runAdapterCases({
   name: 'Koa, around a router',
+  offersOr: true,
   async start(options) {
-    const { ops, orders, handle } = options;
+    const { ops, orders, people, handle } = options;
     const guard = k8sSaAuth(options.guard);
     const open = new Router();
     open.get('/public', (ctx) => {
@@ -68,6 +69,13 @@ runAdapterCases({
     router.get('/both', guard, guard.with(ops), (ctx) => {
       ctx.body = handle(ctx.req, ctx.state.caller);
     });
+    router.get(
+      '/either',
+      guard.or((ctx, next) => people(ctx.req).then(next)),
+      (ctx) => {
+        ctx.body = handle(ctx.req, ctx.state.caller);
+      },
+    );
     const app = createApp(options);
     app.use(guard.wrap(router)).use(open.routes());
     return listen(app, guard);
@@ -77,8 +85,9 @@ runAdapterCases({
 runAdapterCases({
   name: 'Koa, as middleware',
   guardsUnknownPaths: true,
+  offersOr: true,
   async start(options) {
-    const { ops, orders, handle } = options;
+    const { ops, orders, people, handle } = options;
     const guard = k8sSaAuth(options.guard);
     const before = new Router<CallerState>();
     before.get('/public', (ctx) => {
@@ -90,6 +99,13 @@ runAdapterCases({
     before.get('/orders/:order', guard.with(orders), (ctx) => {
       ctx.body = handle(ctx.req, ctx.state.caller, { order: ctx.params.order });
     });
+    before.get(
+      '/either',
+      guard.or((ctx, next) => people(ctx.req).then(next)),
+      (ctx) => {
+        ctx.body = handle(ctx.req, ctx.state.caller);
+      },
+    );
     const behind = new Router<CallerState>();
     behind.get('/guarded', (ctx) => {
       ctx.body = handle(ctx.req, ctx.state.caller);

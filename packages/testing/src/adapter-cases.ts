@@ -50,6 +50,8 @@ export interface AdapterAppOptions {
    * `failed`, and looks at nothing else of the error.
    */
   readonly errorHandler: 'default' | 'custom';
+  /** The scheme that people come by: rejects with an error whose `status`, `statusCode` and `headers` are to be answered. For `/either`. */
+  readonly people: (request: IncomingMessage) => Promise<void>;
   /**
    * What each handler calls, and answers with as JSON: node's own request, the caller as the adapter hands it to handlers, and the body
    * where there is one. It counts, and throws where a case wants the handler to fail: let that error go its way.
@@ -73,6 +75,8 @@ export interface AdapterUnderTest {
   readonly seesPublicRoutes?: boolean;
   /** Whether a path that no route answers is guarded too. Default false: it is the framework's 404 for everybody. */
   readonly guardsUnknownPaths?: boolean;
+  /** Whether a guard has `or(other)`, which leaves requests without a token to another scheme. Default false: there is no `/either`. */
+  readonly offersOr?: boolean;
   /**
    * Starts an app. Before the guard it says `Vary: Origin` on each answer. Its routes:
    *
@@ -81,6 +85,7 @@ export interface AdapterUnderTest {
    * - `GET /ops`, behind `ops` alone, which replaces what `guard` says
    * - `GET /both`, behind `guard` and then `ops`, both on the same token
    * - `GET /orders/:order`, behind `orders` alone; the body that it hands to `handle` is `{ order }`, the parameter as the handler knows it
+   * - `GET /either`, behind `or(other)` of `guard`, where `other` is `people` and goes on once that resolves
    * - `GET /public`, behind nothing
    */
   start(options: AdapterAppOptions): Promise<AdapterApp>;
@@ -94,11 +99,13 @@ export function runAdapterCases(adapter: AdapterUnderTest): void {
   describe(`${adapter.name}, X-Client-Id`, () => {
     const stage = createStage(adapter, xClientId);
     casesOfBothHeaders(stage);
+    if (adapter.offersOr === true) casesOfOr(stage);
     casesOfXClientId(stage);
   });
   describe(`${adapter.name}, Authorization`, () => {
     const stage = createStage(adapter, authorization);
     casesOfBothHeaders(stage);
+    if (adapter.offersOr === true) casesOfOr(stage);
     casesOfAuthorization(stage);
   });
 }
@@ -257,6 +264,7 @@ function createStage(adapter: AdapterUnderTest, mode: Mode): Stage {
         ops: { audience: 'store-admin', allow: ['ops/*'] },
         orders: { allow: 'any', authorize: readsOrder },
         errorHandler,
+        people,
         handle({ headers, headersDistinct, rawHeaders }, caller, body) {
           runs += 1;
           if (failing) throw new Error('the handler failed');
@@ -356,6 +364,14 @@ function createStage(adapter: AdapterUnderTest, mode: Mode): Stage {
     tick: (ms) => mock.timers.tick(ms),
   };
   return stage;
+}
+
+const jane: HeaderLine = ['Authorization', 'Bearer jane'];
+
+async function people({ headers }: IncomingMessage): Promise<void> {
+  if (headers.authorization === 'Bearer jane') return;
+  const said = { status: 401, statusCode: 401, expose: true, headers: { 'www-authenticate': 'Bearer realm="people"' } };
+  throw Object.assign(new Error('Sign in'), said);
 }
 
 const readsOrder: AdapterAuthorize = {
@@ -1557,6 +1573,86 @@ function namesIn(value: string | undefined): readonly string[] {
     .split(',')
     .map((name) => name.trim().toLowerCase())
     .toSorted();
+}
+
+function casesOfOr({ mode, start, token: issue, ...stage }: Stage): void {
+  const path = '/either';
+  const isOfItsOwn = mode.header === 'x-client-id';
+
+  function assertPerson(app: App, answer: Answer): Echo {
+    assert.equal(answer.status, 200, answer.body);
+    assert.equal(app.runs, 1);
+    const echo: Echo = JSON.parse(answer.body);
+    assert.equal(echo.caller, null);
+    return echo;
+  }
+
+  function assertSentAway(app: App, { status, headers }: Answer): void {
+    assert.deepEqual([status, headers['www-authenticate'], app.runs], [401, 'Bearer realm="people"', 0]);
+  }
+
+  describe('a route for services or people', () => {
+    it('lets a service in, and a person, about whom nobody is asked', async () => {
+      const app = await start();
+      app.assertAllowed(await app.sendToken(await issue(), { path }), { source: 'review' });
+      assertPerson(app, await app.send({ path, headers: [jane] }));
+      assert.deepEqual(app.decisions, []);
+      assert.equal(stage.reviews(), 1);
+    });
+
+    it('leaves it to the other scheme to refuse whoever shows no token', async () => {
+      const app = await start();
+      for (const headers of [[], [['Authorization', 'Bearer garbage']], [['Authorization', 'Basic amFuZTo=']]] as const) {
+        assertSentAway(app, await app.send({ path, headers }));
+        assert.deepEqual(app.decisions, []);
+      }
+    });
+
+    it('refuses a service, and asks nobody else about it', async () => {
+      const app = await start();
+      const person = isOfItsOwn ? [jane] : [];
+      const told = { caller: { serviceAccount: 'bank/bank' } };
+      const stranger = await issue({ serviceAccount: 'bank/bank' });
+      app.assertRefused(await app.sendToken(stranger, { path, headers: person }), mode.notAllowed, told);
+      app.assertRefused(await app.sendToken(forge(await issue()), { path, headers: person }), mode.invalid);
+      app.assertRefused(await app.sendToken(await issue({ audience: 'bank' }), { path, headers: person }), mode.invalid);
+      if (isOfItsOwn) app.assertRefused(await app.sendToken('garbage', { path, headers: person }), mode.invalid);
+    });
+
+    it('keeps no person out while the cluster cannot be asked', async () => {
+      const app = await start();
+      const token = await issue();
+      stage.authority().fail('outage');
+      assertPerson(app, await app.send({ path, headers: [jane] }));
+      app.assertUnavailable(await app.sendToken(token, { path }));
+    });
+
+    it('lets nobody in by a guard that observes, which tells whom it would', async () => {
+      const app = await start({ mode: 'observe' });
+      assertSentAway(app, await app.send({ path }));
+      assertSentAway(app, await app.sendToken(await issue(), { path }));
+      assert.partialDeepStrictEqual(app.decisions, [{ outcome: 'allowed', enforced: false }]);
+      assertPerson(app, await app.send({ path, headers: [jane] }));
+      if (!isOfItsOwn) return;
+      const answer = await app.sendToken(await issue(), { path, headers: [jane] });
+      app.assertAllowed(answer, { enforced: false });
+    });
+
+    it('keeps shared caches from giving one’s answer to the other', async () => {
+      const app = await start();
+      const { headers } = await app.send({ path, headers: [jane] });
+      assert.deepEqual([headers['cache-control'], headers.vary], isOfItsOwn ? ['private', 'Origin, X-Client-Id'] : [undefined, 'Origin']);
+    });
+
+    it('takes the token off, and leaves the other scheme its own', async () => {
+      const app = await start();
+      const token = await issue();
+      const echo = app.assertAllowed(await app.sendToken(token, { path, headers: isOfItsOwn ? [jane] : [] }));
+      assertGone(echo, mode, token);
+      if (isOfItsOwn) assertThere(echo, ...jane);
+      assertThere(assertPerson(app, await app.send({ path, headers: [jane] })), ...jane);
+    });
+  });
 }
 
 function casesOfXClientId({ start, token: issue }: Stage): void {
