@@ -124,10 +124,14 @@ export function send(response: ServerResponse, answer: Answer, wanted: Wanted): 
     ...(isEarly ? {} : flowHeaders),
     ...(isCompressed ? { 'Content-Encoding': 'gzip', Vary: 'Accept-Encoding' } : {}),
     ...headers,
-    ...(content.length < chunkedFrom ? { 'Content-Length': content.length } : { 'Transfer-Encoding': 'chunked' }),
+    ...(content.length < chunkedFrom ? { 'Content-Length': content.length } : chunked(response)),
   });
   response.end(content);
 }
+
+// HTTP/2 has frames instead, and no such header.
+const chunked = ({ req }: ServerResponse): Readonly<Record<string, string>> =>
+  req.httpVersionMajor === 1 ? { 'Transfer-Encoding': 'chunked' } : {};
 
 function sendStream(response: ServerResponse, stream: NonNullable<Answer['stream']>, { status, headers = {}, seconds = 0 }: Answer): void {
   response.removeHeader('Connection');
@@ -137,7 +141,7 @@ function sendStream(response: ServerResponse, stream: NonNullable<Answer['stream
     'Content-Type': 'application/json',
     ...flowHeaders,
     ...headers,
-    'Transfer-Encoding': 'chunked',
+    ...chunked(response),
   });
   response.flushHeaders();
   const events = stream((event) => response.write(`${JSON.stringify(event)}\n`));

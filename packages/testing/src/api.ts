@@ -17,6 +17,7 @@ import type { Faults, Strike } from './faults.ts';
 import { answerHealth } from './health.ts';
 import { readRecord } from './json.ts';
 import { impersonate } from './impersonation.ts';
+import { cut } from './listener.ts';
 import { authorize } from './nodes.ts';
 import { forbidden } from './rbac.ts';
 import type { Attributes, UserInfo } from './rbac.ts';
@@ -90,7 +91,7 @@ export function createApi({
     const answered = strike?.fault === 'reset' ? undefined : decide(exchange, strike);
     record(exchange, answered?.status ?? 0);
     if (answered === undefined) {
-      request.socket.destroy();
+      cut(request, response);
       return;
     }
     await wait(answered.afterMs ?? 0);
@@ -99,7 +100,7 @@ export function createApi({
     if (strike?.fault === 'broken-body') {
       send(
         response,
-        { ...answered, headers: { ...answered.headers, 'Content-Type': 'application/json' }, body: cut(answered.body) },
+        { ...answered, headers: { ...answered.headers, 'Content-Type': 'application/json' }, body: halve(answered.body) },
         wanted,
       );
     } else send(response, { ...answered, headers: { ...answered.headers, ...headers } }, wanted);
@@ -232,7 +233,7 @@ export function createApi({
 
   return (request, response) => {
     answer(request, response).catch((error: unknown) => {
-      request.socket.destroy();
+      cut(request, response);
       // A client that went away, or our own end, is no fault of ours; anything else is a bug here, and has to be seen.
       if (!signal.aborted && !request.errored) process.emitWarning(error instanceof Error ? error : String(error));
     });
@@ -277,7 +278,7 @@ function tooManyRequests(): Answer {
   return { status: 429, headers: { 'Retry-After': '1', ...flowHeaders }, body: 'Too many requests, please try again later.\n' };
 }
 
-function cut(body: object | string): string {
+function halve(body: object | string): string {
   const text = typeof body === 'string' ? body : JSON.stringify(body);
   return text.slice(0, Math.floor(text.length / 2));
 }

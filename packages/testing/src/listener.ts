@@ -1,7 +1,8 @@
-// The only place that knows the authority's socket: HTTPS on the loopback address, which can go away at once and come back.
+// The only place that knows the authority's socket: HTTPS on the loopback address, by HTTP/2 and HTTP/1.1, which can go away at once and come
+// back.
 import { once } from 'node:events';
 import type { IncomingMessage, ServerResponse } from 'node:http';
-import { createServer } from 'node:https';
+import { constants, createSecureServer, Http2ServerResponse } from 'node:http2';
 import type { AddressInfo, Socket } from 'node:net';
 import type { Certificates } from './certificates.ts';
 
@@ -19,6 +20,12 @@ export interface Listener {
 
 const host = '127.0.0.1';
 
+/** Ends a request without an answer: its stream in HTTP/2, with the error of a handler that panics, else its connection. */
+export function cut(request: IncomingMessage, response: ServerResponse | Http2ServerResponse): void {
+  if (response instanceof Http2ServerResponse) response.stream.close(constants.NGHTTP2_INTERNAL_ERROR);
+  else request.socket.destroy();
+}
+
 /** Listens on 127.0.0.1; port 0 is any that is free. */
 export async function createListener(
   port: number,
@@ -30,7 +37,10 @@ export async function createListener(
   let clientCas = [certificates.ca];
   const asking = { requestCert: true, rejectUnauthorized: false };
   const { certificate, key } = certificates;
-  const server = createServer({ cert: certificate, key, ca: clientCas, ...asking, keepAliveTimeout: 90_000 }, handler);
+  const server = createSecureServer({ cert: certificate, key, ca: clientCas, ...asking, allowHTTP1: true });
+  // What comes by HTTP/2 is shaped alike, as far as it is used.
+  server.on('request', handler as (...request: unknown[]) => void);
+  Object.assign(server, { keepAliveTimeout: 90_000 });
   server.on('connection', (socket: Socket) => {
     connections.add(socket);
     socket.on('close', () => connections.delete(socket));
