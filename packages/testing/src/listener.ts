@@ -40,7 +40,8 @@ export async function createListener(
   const server = createSecureServer({ cert: certificate, key, ca: clientCas, ...asking, allowHTTP1: true });
   // What comes by HTTP/2 is shaped alike, as far as it is used.
   server.on('request', handler as (...request: unknown[]) => void);
-  Object.assign(server, { keepAliveTimeout: 90_000 });
+  // Node 22.19 reckons with both, and gives this kind of server neither.
+  Object.assign(server, { keepAliveTimeout: 90_000, keepAliveTimeoutBuffer: 1_000 });
   server.on('connection', (socket: Socket) => {
     connections.add(socket);
     socket.on('close', () => connections.delete(socket));
