@@ -6,6 +6,7 @@ import { readFileSync } from 'node:fs';
 import { createServer as createHttpServer, request as httpRequest } from 'node:http';
 import { type AddressInfo, connect, createServer, type Server } from 'node:net';
 import { after, afterEach, before, beforeEach, describe, it } from 'node:test';
+import { inspect } from 'node:util';
 
 import { type Authority, createAuthority, type Pod } from '@k8s-sa-auth/testing';
 import * as undici8 from 'undici';
@@ -61,8 +62,8 @@ describe('serviceFetch, where a redirect leads', () => {
     assert.equal(await (await from()).text(), 'arrived');
     assert.deepEqual(shop.tokens(), [token, token]);
   }
-  async function stops(answer: Promise<Response>): Promise<void> {
-    await assert.rejects(answer, elsewhere);
+  async function stops(answer: Promise<Response>, error = elsewhere): Promise<void> {
+    await assert.rejects(answer, error);
     assert.deepEqual(foreign.arrived, []);
     assert.equal(shop.arrived.length, 1);
   }
@@ -128,9 +129,42 @@ describe('serviceFetch, where a redirect leads', () => {
     assert.deepEqual(asked, ['https://app.shop/from']);
     await secure.close();
   });
+  it('goes by redirect as fetch reads it: as text, and past what a subclass says', async () => {
+    shop.answer = redirect(307, `${foreign.origin}/to`);
+    for (const follow of [Object('follow'), ['follow']]) {
+      await assert.rejects(client.serviceFetch(`${shop.origin}/from`, { redirect: follow }), elsewhere);
+    }
+    const disguised = Object.defineProperty(new Request(`${shop.origin}/from`), 'redirect', { value: 'manual' });
+    await assert.rejects(client.serviceFetch(disguised), elsewhere);
+    assert.deepEqual(foreign.arrived, []);
+  });
+  it('goes where it was looked at, whatever is no Request of this fetch would be sent as', async () => {
+    const disguised = { url: shop.origin, toString: () => foreign.origin } as unknown as Request;
+    await client.serviceFetch(disguised);
+    const eight = createServiceClient({
+      targets: [{ origin: shop.origin, tokenFile: api.tokenFile('shop') }],
+      fetch: undici8.fetch as unknown as typeof fetch,
+    });
+    await eight.serviceFetch(Object.defineProperty(new undici8.Request(foreign.origin), 'url', { value: shop.origin }));
+    await eight.serviceFetch(new Request(`${shop.origin}/to`, { method: 'POST', body: 'x', headers: { 'x-mine': 'mine' } }));
+    await eight.close();
+    assert.deepEqual(foreign.arrived, []);
+    assert.deepEqual(shop.tokens(), [token, token, token]);
+    assert.partialDeepStrictEqual(shop.arrived[2], { method: 'POST', url: '/to', body: 'x' });
+    assert.deepEqual(shop.headers[2]?.['x-mine'], ['mine']);
+  });
+  it('is told of by no error where a service sends it back in Location', async () => {
+    for (const location of [`http://u:${token}@${new URL(shop.origin).host}/`, `http://[${token}`]) {
+      shop.answer = redirect(302, location);
+      await assert.rejects(from(), (error) => {
+        assert.ok(error instanceof TypeError && !inspect(error, { showHidden: true, depth: Infinity }).includes(token));
+        return true;
+      });
+    }
+  });
   it('does not go to an origin with the named one as its user', async () => {
     shop.answer = redirect(302, `http://127.0.0.1@${foreign.origin.slice('http://'.length)}/to`);
-    await stops(from());
+    await stops(from(), { name: 'TypeError', message: /no URL to be followed/ });
   });
   it('does not go to a second hop elsewhere', async () => {
     shop.answer = (request, response) =>
@@ -284,6 +318,78 @@ function describeInterceptor(name: string, undici: typeof undici8): void {
       await get(`${shop.origin}/from`, pool);
       assert.equal(shop.arrived.length, 2);
       assert.ok(!shop.tokens().includes(bankToken));
+    });
+
+    const withBank = async (): Promise<void> => {
+      await client.close();
+      client = createServiceClient({
+        targets: [
+          { origin: shop.origin, tokenFile: api.tokenFile('shop') },
+          { origin: foreign.origin, tokenFile: api.tokenFile('bank') },
+        ],
+      });
+    };
+
+    it('carries nothing from an origin that is not named to one that is, nor on from there', async () => {
+      await withBank();
+      const third = await serve();
+      third.answer = redirect(302, `${foreign.origin}/to`);
+      const dispatcher = agent(createInterceptor(client), follow());
+      await get(`${third.origin}/from`, dispatcher);
+      shop.answer = redirect(302, `${third.origin}/from`);
+      await get(`${shop.origin}/from`, dispatcher);
+      await third.close();
+      assert.deepEqual([shop.tokens(), third.tokens(), foreign.tokens()], [[token], [undefined, undefined], [undefined, undefined]]);
+    });
+
+    it('takes for a redirect what is dispatched as one ends, and nothing else', async () => {
+      await withBank();
+      let next: Promise<number> | undefined;
+      // As a limiter does, which goes on with the next request in the end of the last.
+      const limit: undici8.Dispatcher.DispatcherComposeInterceptor = (dispatch) => (options, handler) =>
+        dispatch(
+          options,
+          new Proxy(handler, {
+            get(inner, event) {
+              const value: unknown = Reflect.get(inner, event);
+              if (typeof value !== 'function') return value;
+              return (...args: unknown[]): unknown => {
+                if (event === 'onResponseEnd') next ??= get(foreign.origin, dispatcher);
+                return Reflect.apply(value, inner, args);
+              };
+            },
+          }),
+        );
+      const dispatcher = agent(createInterceptor(client), limit);
+      await get(shop.origin, dispatcher);
+      await next;
+      assert.deepEqual([shop.tokens(), foreign.tokens()], [[token], [bankToken]]);
+    });
+
+    it('goes where it was decided to go, whatever becomes of the URL while there is no token yet', async () => {
+      await withBank();
+      const third = await serve();
+      const dispatcher = agent(createInterceptor(client));
+      const origin = new URL(shop.origin);
+      const headers: Record<string, string> = { 'x-mine': 'mine' };
+      const asked = [shop, foreign, third].map((service) => {
+        origin.port = new URL(service.origin).port;
+        return dispatcher.request({ origin, path: '/', method: 'GET', headers }).then(({ body }) => body.dump());
+      });
+      headers['x-mine'] = 'another';
+      origin.port = '1';
+      await Promise.all(asked);
+      await third.close();
+      assert.deepEqual([shop.tokens(), foreign.tokens(), third.tokens()], [[token], [bankToken], [undefined]]);
+      assert.deepEqual(shop.headers[0]?.['x-mine'], ['mine']);
+    });
+
+    it('goes by what the origin was when it was looked at', async () => {
+      await client.ready();
+      const changing = Object.defineProperty(new URL(foreign.origin), 'origin', { value: shop.origin });
+      const { body } = await agent(createInterceptor(client)).request({ origin: changing, path: '/', method: 'GET' });
+      await body.dump();
+      assert.deepEqual([shop.tokens(), foreign.tokens()], [[token], []]);
     });
 
     it('does not follow at all, listed after redirect()', async () => {

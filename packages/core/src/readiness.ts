@@ -3,7 +3,7 @@
 import { type ApiServerConnection, ApiServerError } from './api-server.ts';
 import { ClusterError } from './errors.ts';
 import type { Log } from './logger.ts';
-import { aborted } from './service-client.ts';
+import { unlessAborted } from './service-client.ts';
 import type { SigningKeys } from './signing-keys.ts';
 import { mayCreate, permissionHint, refuseApiServerAudience, reviewKinds } from './token-review.ts';
 
@@ -42,7 +42,7 @@ export function createReadiness(
       // Once true it stays true until closed: an outage must not take every replica out of service.
       if (state === 'ready') return;
       try {
-        await (signal === undefined ? ask() : Promise.race([ask(), aborted(signal)]));
+        await unlessAborted(ask(), signal);
         if (state === 'warned') log.info({ kind: 'not_ready' }, 'Tokens can be reviewed');
         if (state !== 'closed') state = 'ready';
       } catch (error) {

@@ -95,6 +95,7 @@ export function createServiceClient(options: ClientOptions): ServiceClient {
   if (!Array.isArray(options.targets) || options.targets.length === 0) {
     throw new TypeError(`"targets" is required: [{ origin: 'http://app.shop', tokenFile: '/var/run/secrets/tokens/shop' }]`);
   }
+  if (options.fetch !== undefined && typeof options.fetch !== 'function') throw new TypeError('"fetch" takes a function, such as fetch');
   const log = createLog(options.logger);
   const read = (options.targets as readonly TargetOptions[]).map(readTarget);
   const seen = new Set<string>();
@@ -126,8 +127,7 @@ export function createServiceClient(options: ClientOptions): ServiceClient {
     target,
     status: () => targets.map(statusOf),
     async ready(signal) {
-      const live = Promise.all(targets.map(({ file }) => file.token()));
-      await (signal === undefined ? live : Promise.race([live, aborted(signal)]));
+      await unlessAborted(Promise.all(targets.map(({ file }) => file.token())), signal);
     },
     close,
     [Symbol.asyncDispose]: close,
@@ -136,14 +136,21 @@ export function createServiceClient(options: ClientOptions): ServiceClient {
   return client;
 }
 
-/** Rejects when the signal aborts, with its reason. */
-export function aborted(signal: AbortSignal): Promise<never> {
-  return new Promise((_resolve, reject) => {
+/** The promise's outcome, or a rejection with the signal's reason once that aborts. Leaves nothing on the signal. */
+export async function unlessAborted<T>(promise: Promise<T>, signal: AbortSignal | null | undefined): Promise<T> {
+  if (!signal) return promise;
+  let abort = (): void => {};
+  const aborted = new Promise<never>((_resolve, reject) => {
     // An AbortSignal's reason is whatever its owner chose.
-    const abort = (): void => reject(signal.reason as Error);
+    abort = () => reject(signal.reason as Error);
     if (signal.aborted) abort();
-    else signal.addEventListener('abort', abort, { once: true });
+    else signal.addEventListener('abort', abort);
   });
+  try {
+    return await Promise.race([promise, aborted]);
+  } finally {
+    signal.removeEventListener('abort', abort);
+  }
 }
 
 function readTarget(options: TargetOptions): { origins: readonly string[]; tokenFile: string; header: TokenHeader } {

@@ -1,7 +1,10 @@
 import assert from 'node:assert/strict';
 import { subscribe, unsubscribe } from 'node:diagnostics_channel';
+import { getEventListeners } from 'node:events';
 import { readFileSync } from 'node:fs';
 import { request as httpRequest } from 'node:http';
+import { connect as connectHttp2, constants, createServer as createHttp2Server } from 'node:http2';
+import type { AddressInfo } from 'node:net';
 import { after, afterEach, before, beforeEach, describe, it } from 'node:test';
 
 import { type Authority, createAuthority, type Pod } from '@k8s-sa-auth/testing';
@@ -73,6 +76,66 @@ describe('serviceFetch', () => {
     };
     assert.equal((await shopClient().serviceFetch(`${shop.origin}/from`, init)).status, 302);
     assert.deepEqual(foreign.arrived, []);
+  });
+
+  it('takes what fetch takes for an init: what it inherits, and a Request', async () => {
+    const { serviceFetch } = shopClient();
+    await serviceFetch(`${shop.origin}/one`, Object.create({ method: 'DELETE' }) as RequestInit);
+    await serviceFetch(`${shop.origin}/two`, new Request(foreign.origin, { method: 'POST', body: 'x', headers: { 'x-mine': 'mine' } }));
+    assert.partialDeepStrictEqual(shop.arrived, [
+      { method: 'DELETE', url: '/one' },
+      { method: 'POST', url: '/two', body: 'x' },
+    ]);
+    assert.deepEqual(shop.headers[1]?.['x-mine'], ['mine']);
+    assert.deepEqual(foreign.arrived, []);
+  });
+
+  it('sends a body as it was when it was called', async () => {
+    const { serviceFetch } = shopClient();
+    const bytes = Buffer.from('first');
+    const fields = new URLSearchParams({ a: 'first' });
+    const form = new FormData();
+    form.set('a', new Blob(['first']), 'name');
+    const answers = [bytes, bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + 5), fields, form].map((body) =>
+      serviceFetch(shop.origin, { method: 'POST', body }),
+    );
+    bytes.fill('X');
+    fields.set('a', 'X');
+    form.set('a', 'X');
+    await Promise.all(answers);
+    const bodies = shop.arrived.map(({ body }) => body).toSorted((one, other) => one.length - other.length);
+    assert.deepEqual(bodies.slice(0, 3), ['first', 'first', 'a=first']);
+    assert.match(bodies[3] ?? '', /filename="name"[^]*first/);
+  });
+
+  it('stops waiting for a token when its signal aborts', async () => {
+    const client = clientOf({ origin: shop.origin, tokenFile: '/absent/token' });
+    const controller = new AbortController();
+    const answer = client.serviceFetch(shop.origin, { signal: controller.signal });
+    controller.abort(new Error('mine'));
+    await assert.rejects(answer, { message: 'mine' });
+    await assert.rejects(client.serviceFetch(new Request(shop.origin, { signal: AbortSignal.abort() })), { name: 'AbortError' });
+    await assert.rejects(client.ready(controller.signal), { message: 'mine' });
+    assert.equal(getEventListeners(controller.signal, 'abort').length, 0);
+  });
+
+  it('leaves nothing on a signal that does not abort', async () => {
+    const client = shopClient();
+    const { signal } = new AbortController();
+    for (let time = 0; time < 3; time++) await client.ready(signal);
+    assert.equal(getEventListeners(signal, 'abort').length, 0);
+  });
+
+  it('reads Location as fetch does, in UTF-8', async () => {
+    shop.answer = (request, response) =>
+      request.url === '/from'
+        ? void response.writeHead(302, { location: Buffer.from('/café').toString('latin1') }).end()
+        : void response.end('ok');
+    await shopClient().serviceFetch(`${shop.origin}/from`);
+    assert.deepEqual(
+      shop.arrived.map(({ url }) => url),
+      ['/from', '/caf%C3%A9'],
+    );
   });
 
   it('says so where the fetch that it was given follows redirects by itself', async () => {
@@ -388,6 +451,59 @@ describe('fetchFor', () => {
     await called;
     caller.destroy();
     assert.equal(await outcome, 'AbortError');
+  });
+
+  it('cancels what was called when the caller resets its HTTP/2 stream, and what is called after that', async () => {
+    let arrived = 0;
+    const { serviceFetch } = shopClient();
+    const reset = Promise.withResolvers<void>();
+    const outcomes = new Promise<readonly unknown[]>((resolve) => {
+      const server = createHttp2Server((_request, response) => {
+        const call = (): Promise<unknown> => fetchFor(response, serviceFetch)(shop.origin).catch((error: Error) => error.name);
+        const first = call();
+        response.once(
+          'close',
+          () =>
+            void Promise.all([first, call()])
+              .then(resolve)
+              .then(() => server.close()),
+        );
+      });
+      server.listen(0, '127.0.0.1', () => {
+        const session = connectHttp2(`http://127.0.0.1:${(server.address() as AddressInfo).port}`);
+        const stream = session.request({ ':path': '/' }).on('error', () => {});
+        void reset.promise.then(() => {
+          stream.close(constants.NGHTTP2_CANCEL);
+          session.close();
+        });
+      });
+    });
+    shop.answer = () => {
+      arrived += 1;
+      reset.resolve();
+    };
+    assert.deepEqual(await outcomes, ['AbortError', 'AbortError']);
+    assert.equal(arrived, 1);
+  });
+
+  it('cancels nothing of an HTTP/2 response that is finished', async () => {
+    const { serviceFetch } = shopClient();
+    const outcome = new Promise<unknown>((resolve) => {
+      const server = createHttp2Server((_request, response) => {
+        const scoped = fetchFor(response, serviceFetch);
+        const first = scoped(shop.origin);
+        response.end('done');
+        response.once('close', () => void first.then(({ status }) => resolve(status)).then(() => server.close()));
+      });
+      server.listen(0, '127.0.0.1', () => {
+        const session = connectHttp2(`http://127.0.0.1:${(server.address() as AddressInfo).port}`);
+        session
+          .request({ ':path': '/' })
+          .resume()
+          .once('end', () => session.close());
+      });
+    });
+    assert.equal(await outcome, 200);
   });
 
   it('keeps the signal that it was given', async () => {

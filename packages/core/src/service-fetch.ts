@@ -1,33 +1,42 @@
 // The client's fetch: which request carries the token, which is sent once more, and which redirect is followed.
 
 import type { ServerResponse } from 'node:http';
+import type { Http2ServerResponse } from 'node:http2';
 
 import { formatCredential, refusesToken } from './credential.ts';
-import type { NamedTarget } from './service-client.ts';
+import { type NamedTarget, unlessAborted } from './service-client.ts';
 
 const maxRedirections = 20;
 
 /** `findTarget` throws on an origin that is not named. */
 export function createServiceFetch(findTarget: (url: URL) => NamedTarget, chosen: typeof fetch | undefined): typeof fetch {
   return async (input, given) => {
-    // Read once: what is looked at is what is sent.
-    const init = { ...given };
+    // Read once, before anything is waited for: what is looked at is what is sent, whatever becomes of it meanwhile.
     const request = typeof input === 'object' && 'url' in input ? input : undefined;
-    let url = new URL(typeof input === 'object' && 'url' in input ? urlOf(input) : input);
+    // Sent as it is, where it is of the fetch that sends it. All others are known by what they say.
+    const whole = request instanceof Request && chosen === undefined ? request : undefined;
+    const init = { ...(whole === undefined && request !== undefined && initOf(request)), ...(given && initOf(given)) };
+    if (init.body) init.body = copyOf(init.body);
+    const own = <K extends keyof Request>(name: K): Request[K] | undefined => whole && Reflect.get(Request.prototype, name, whole);
+    let url = new URL(request === undefined ? input : (own('url') ?? request.url));
     const { header, file } = findTarget(url);
     const { origin } = url;
-    const follow = (init.redirect ?? request?.redirect ?? 'follow') === 'follow';
-    const headers = new Headers(init.headers ?? request?.headers);
-    let options: RequestInit = { ...init, ...(follow && { redirect: 'manual' }) };
+    // As text, which is what fetch makes of whatever else it is.
+    const redirect: unknown = init.redirect ?? own('redirect') ?? 'follow';
+    const mode = String(redirect) as NonNullable<RequestInit['redirect']>;
+    const follow = mode === 'follow';
+    const headers = new Headers(init.headers ?? own('headers'));
+    const signal = init.signal ?? own('signal');
+    let options: RequestInit = { ...init, redirect: follow ? 'manual' : mode };
     let sentAgain = false;
 
     for (let hops = 0; ; hops++) {
-      const first = hops === 0 ? request : undefined;
+      const first = hops === 0 ? whole : undefined;
       const send = (token: string): Promise<Response> => {
         headers.set(header, formatCredential(token, header));
         return (chosen ?? fetch)(first ?? url.href, { ...options, headers });
       };
-      const token = await file.token();
+      const token = file.peek() ?? (await unlessAborted(file.token(), signal));
       let answer = await send(token);
 
       if (follow && answer.redirected) {
@@ -46,7 +55,7 @@ export function createServiceFetch(findTarget: (url: URL) => NamedTarget, chosen
       const location = follow && isRedirect(answer.status) ? answer.headers.get('location') : null;
       if (location === null) return answer;
       await discard(answer);
-      url = new URL(location, url);
+      url = readLocation(location, url);
       if (url.origin !== origin) {
         throw new TypeError(
           `${origin} redirects to ${url.origin}: a token for one origin is not taken to another. Call that origin by its own target`,
@@ -58,9 +67,55 @@ export function createServiceFetch(findTarget: (url: URL) => NamedTarget, chosen
   };
 }
 
-// Past what a subclass says of itself: fetch goes by the request, not by its properties.
-function urlOf(request: { readonly url: string }): string {
-  return request instanceof Request ? Reflect.get(Request.prototype, 'url', request) : request.url;
+// What fetch reads by name, whoever has it: own, or inherited as from a `Request` that is taken for an init.
+const members = [
+  'method',
+  'headers',
+  'body',
+  'redirect',
+  'signal',
+  'credentials',
+  'cache',
+  'mode',
+  'referrer',
+  'referrerPolicy',
+  'integrity',
+  'keepalive',
+  'duplex',
+  'dispatcher',
+] as const;
+
+function initOf(given: object): RequestInit {
+  const init: Record<string, unknown> = { ...given };
+  for (const name of members) {
+    if (Object.hasOwn(given, name)) continue;
+    const value: unknown = Reflect.get(given, name);
+    if (value !== undefined && value !== null) init[name] = value;
+  }
+  return init;
+}
+
+// Bytes and fields that their owner may change: fetch takes them as they are when it is called.
+function copyOf(body: NonNullable<RequestInit['body']>): NonNullable<RequestInit['body']> {
+  if (body instanceof ArrayBuffer) return body.slice(0);
+  if (ArrayBuffer.isView(body)) return new Uint8Array(body.buffer, body.byteOffset, body.byteLength).slice();
+  if (body instanceof URLSearchParams) return new URLSearchParams(body);
+  if (!(body instanceof FormData)) return body;
+  const copy = new FormData();
+  for (const [name, value] of body) {
+    if (typeof value === 'string') copy.append(name, value);
+    else copy.append(name, value, value.name);
+  }
+  return copy;
+}
+
+// RFC 9110 §10.2.2, in UTF-8 where it is no ASCII. What is told of it is its origin alone: the rest may repeat what was sent.
+function readLocation(location: string, from: URL): URL {
+  const url = URL.parse(Buffer.from(location, 'latin1').toString(), from.href);
+  if (url === null || url.username !== '' || url.password !== '') {
+    throw new TypeError(`${from.origin} redirects to what is no URL to be followed: it cannot be read, or has a user in it`);
+  }
+  return url;
 }
 
 /** Whether a body is still whole after it was sent: a stream, an iterable, and the body of a `Request` are not. */
@@ -93,16 +148,19 @@ function redirected(status: number, headers: Headers, options: RequestInit, requ
 }
 
 /** The client's fetch for one incoming request: what it called is cancelled when its caller hangs up before the response is finished. */
-export function fetchFor(response: ServerResponse, serviceFetch: typeof fetch): typeof fetch {
+export function fetchFor(response: ServerResponse | Http2ServerResponse, serviceFetch: typeof fetch): typeof fetch {
   let gone: AbortController | undefined;
   return (input, init) => {
     if (gone === undefined) {
       const controller = new AbortController();
       gone = controller;
+      // With HTTP/2 the stream knows: there each response says that it is finished.
+      const stream = 'stream' in response ? response.stream : undefined;
       const abort = (): void => {
-        if (!response.writableFinished) controller.abort(new DOMException('The caller hung up', 'AbortError'));
+        const isCut = stream === undefined ? !response.writableFinished : stream.aborted;
+        if (isCut) controller.abort(new DOMException('The caller hung up', 'AbortError'));
       };
-      if (response.closed) abort();
+      if (stream === undefined ? (response as ServerResponse).closed : stream.closed) abort();
       else response.once('close', abort);
     }
     const signal = init?.signal ?? (typeof input === 'object' && 'signal' in input ? input.signal : undefined);

@@ -9,7 +9,14 @@ import { promisify } from 'node:util';
 
 import { type Authority, createAuthority, type Pod } from '@k8s-sa-auth/testing';
 
-import { createTokenFile, type TokenFile, type TokenReload, tokenReloadChannel } from './token-file.ts';
+import {
+  createTokenFile,
+  loadSendableToken,
+  serviceAccountDirectory,
+  type TokenFile,
+  type TokenReload,
+  tokenReloadChannel,
+} from './token-file.ts';
 
 let authority: Authority;
 let api: Pod;
@@ -231,7 +238,48 @@ describe('createTokenFile', () => {
     assert.equal(file.peek(), undefined);
     await assert.rejects(file.token(), { code: 'token_expired' });
     writeFileSync(path, await mint());
+    await reloaded(file, () => file.status().error === undefined);
     assert.match(await file.token(), /^eyJ/);
+  });
+
+  it('does not read the file again for each of those that ask in vain', async () => {
+    let reads = 0;
+    const count = (): void => void (reads += 1);
+    subscribe(tokenReloadChannel, count);
+    try {
+      const path = join(directory, 'token');
+      writeFileSync(path, 'garbage');
+      const file = follow(path);
+      for (let time = 0; time < 50; time++) await assert.rejects(file.token(), { code: 'token_not_sendable' });
+      // And once more a second later, if the machine was as slow as that.
+      assert.ok(reads <= 3, `${reads} times`);
+    } finally {
+      unsubscribe(tokenReloadChannel, count);
+    }
+  });
+
+  it('sends nothing while the pod’s own token, which tells whose audience is the API server’s, cannot be read', async () => {
+    const root = join(directory, 'root');
+    const own = join(root, serviceAccountDirectory);
+    mkdirSync(own, { recursive: true });
+    writeFileSync(join(directory, 'token'), await mint());
+    const previous = process.env['K8S_SA_AUTH_ROOT'];
+    process.env['K8S_SA_AUTH_ROOT'] = root;
+    try {
+      assert.equal((await loadSendableToken(join(directory, 'token'))).audience, 'secret-store');
+      for (const unreadable of ['', 'half', 'x'.repeat(9_000)]) {
+        writeFileSync(join(own, 'token'), unreadable);
+        await assert.rejects(loadSendableToken(join(directory, 'token')), {
+          code: 'token_file_unreadable',
+          message: /the pod's own token/,
+        });
+      }
+      writeFileSync(join(own, 'token'), await authority.token('api/api', { audience: 'secret-store' }));
+      await assert.rejects(loadSendableToken(join(directory, 'token')), { code: 'token_not_sendable' });
+    } finally {
+      if (previous === undefined) delete process.env['K8S_SA_AUTH_ROOT'];
+      else process.env['K8S_SA_AUTH_ROOT'] = previous;
+    }
   });
 
   it('follows a directory that was removed and made anew', async () => {

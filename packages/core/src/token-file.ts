@@ -2,7 +2,7 @@
 
 import { channel } from 'node:diagnostics_channel';
 import { constants, watch, type FSWatcher } from 'node:fs';
-import { type FileHandle, open } from 'node:fs/promises';
+import { type FileHandle, open, stat } from 'node:fs/promises';
 import { basename, dirname, isAbsolute, join, resolve as resolvePath } from 'node:path';
 
 import { type TokenFileCode, TokenFileError } from './errors.ts';
@@ -66,17 +66,29 @@ export async function loadSendableToken(path: string): Promise<LoadedToken> {
   }
   if (others.length > 0)
     throw unsendable('names more than one audience, so one service could use it at another. Mint one token for each service');
-  if (audience === claims.issuer || (await apiServerAudiences()).includes(audience)) {
+  if (audience === claims.issuer || (await apiServerAudiences(path)).includes(audience)) {
     throw unsendable("is meant for the API server. Set the target's own audience in the pod's serviceAccountToken volume source");
   }
   if (Date.now() >= claims.expiresAtMs) throw expired(path, claims.expiresAtMs);
   return { token, audience, expiresAtMs: claims.expiresAtMs, issuedAtMs: claims.issuedAtMs };
 }
 
-// Known where the pod has its default token; a pod without one (automountServiceAccountToken: false) goes by the issuer alone.
-async function apiServerAudiences(): Promise<readonly string[]> {
-  const text = await readSmallFile(podPath(`${serviceAccountDirectory}/token`), maxTokenLength).catch(() => '');
-  return claimsOf(text)?.audiences ?? [];
+// Known where the pod has its default token; a pod without one (automountServiceAccountToken: false) goes by the issuer alone. One that is there
+// and does not say is no reason to send whatever it would have forbidden.
+async function apiServerAudiences(path: string): Promise<readonly string[]> {
+  const own = podPath(`${serviceAccountDirectory}/token`);
+  const isThere = await stat(own).then(
+    () => true,
+    (error: NodeJS.ErrnoException) => !['ENOENT', 'ENOTDIR'].includes(error.code ?? ''),
+  );
+  if (!isThere) return [];
+  const claims = claimsOf(await readSmallFile(own, maxTokenLength).catch(() => ''));
+  if (claims !== undefined) return claims.audiences;
+  throw new TokenFileError(
+    'token_file_unreadable',
+    path,
+    `${own}, the pod's own token, cannot be read or is none. It tells whether the token in ${path} is meant for the API server, so that is not sent`,
+  );
 }
 
 /** One reload of a token file: what is published on the `node:diagnostics_channel` named `k8s-sa-auth:token-reload`. Never holds a token. */
@@ -130,6 +142,7 @@ export function createTokenFile(file: string, log: Log): TokenFile {
   let firstWait: Promise<void> | undefined;
   let stopWaiting = (): void => {};
   let lookedAt = -Infinity;
+  let triedAt = -Infinity;
   let watcher: FSWatcher | undefined;
   let timer: NodeJS.Timeout | undefined;
   let closed = false;
@@ -146,6 +159,8 @@ export function createTokenFile(file: string, log: Log): TokenFile {
   }
 
   async function load(): Promise<void> {
+    // Before the file is read: a swap in between is told of.
+    follow();
     try {
       loaded = await loadSendableToken(path);
       reloadedAtMs = Date.now();
@@ -154,6 +169,7 @@ export function createTokenFile(file: string, log: Log): TokenFile {
       if (!(cause instanceof TokenFileError)) throw cause;
       error = cause;
     }
+    triedAt = performance.now();
     if (closed) return;
     schedule();
     report();
@@ -191,13 +207,12 @@ export function createTokenFile(file: string, log: Log): TokenFile {
     reloadAtMs = now + waitMs;
     clearTimeout(timer);
     timer = setTimeout(() => void reload(), waitMs).unref();
-    follow();
   }
 
   // The kubelet renames `..data` in the directory; the file itself is a symlink that never changes. A directory that is not there yet is
   // followed from a later load on, and so is one that was removed or renamed, which its watcher tells by the directory's own name.
   function follow(): void {
-    if (watcher !== undefined) return;
+    if (watcher !== undefined || closed) return;
     const directory = dirname(path);
     try {
       watcher = watch(directory, { persistent: false }, (_event, name) => {
@@ -249,7 +264,9 @@ export function createTokenFile(file: string, log: Log): TokenFile {
       const token = this.peek();
       if (token !== undefined) return token;
       if (loaded === undefined) await (firstWait ??= waitForFirst());
-      if (live() === undefined && !closed) await (loading ?? reload());
+      // Not for each of those that ask while there is none.
+      const hasJustFailed = error !== undefined && performance.now() - triedAt < lookAgainMs;
+      if (live() === undefined && !closed && !hasJustFailed) await (loading ?? reload());
       refuseClosed();
       const current = live();
       if (current !== undefined) return current.token;

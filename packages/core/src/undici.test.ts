@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
 import { Readable, Writable } from 'node:stream';
-import { after, afterEach, before, beforeEach, describe, it } from 'node:test';
+import { after, afterEach, before, beforeEach, describe, it, mock as nodeMock } from 'node:test';
 
 import { type Authority, createAuthority, type Pod } from '@k8s-sa-auth/testing';
 import { Agent, interceptors, MockAgent, request } from 'undici';
@@ -51,6 +51,36 @@ describe('createInterceptor on undici 8', () => {
     await get('/', agent(createInterceptor(fresh)));
     assert.deepEqual(shop.tokens(), [token]);
     await fresh.close();
+  });
+
+  it('waits no longer than a second for a refusal to end, so that its connection is free for the second try', async () => {
+    const mounted = mount(token);
+    const own = createServiceClient({ targets: [{ origin: shop.named, tokenFile: mounted.path }] });
+    await own.ready();
+    const newer = await authority.token('api/api', { audience: 'shop', pod: 'newer' });
+    shop.answer = ({ headers }, response) => {
+      if (headers['x-client-id'] === newer) {
+        response.end('ok');
+        return;
+      }
+      mounted.replace(newer);
+      response.writeHead(401, { 'www-authenticate': 'Bearer error="invalid_token"' }).write('it never ends');
+    };
+    const { setTimeout: inTime } = globalThis;
+    const deadlines: (() => void)[] = [];
+    nodeMock.method(globalThis, 'setTimeout', (run: () => void, ms: number, ...rest: []) => {
+      if (ms === 1_000) deadlines.push(run);
+      return inTime(run, ms === 1_000 ? 0 : ms, ...rest);
+    });
+    try {
+      const dispatcher = new Agent({ connections: 1 }).compose(createInterceptor(own)) as Agent;
+      assert.equal(await get('/', dispatcher), 200);
+      assert.equal(deadlines.length, 1);
+    } finally {
+      nodeMock.restoreAll();
+      mounted.remove();
+      await own.close();
+    }
   });
 
   it('lets requests to other origins pass untouched', async () => {

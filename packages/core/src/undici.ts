@@ -20,24 +20,36 @@ import { canSendAgain } from './service-fetch.ts';
  */
 export function createInterceptor(client: ServiceClient): Dispatcher.DispatcherComposeInterceptor {
   const findTarget = targetFinder(client);
-  const targetOf = (origin: string | URL | null | undefined): NamedTarget | undefined =>
-    typeof origin === 'string' ? (findTarget(origin) ?? findTarget(URL.parse(origin)?.origin ?? '')) : findTarget(origin?.origin ?? '');
+  // With the origin by which it was found, which is the one that is dispatched: a URL object may be another's, and change.
+  const targetOf = (given: string | URL | null | undefined): readonly [NamedTarget, string] | undefined => {
+    const text = (typeof given === 'string' ? given : given?.origin) ?? '';
+    const asWritten = findTarget(text);
+    if (asWritten !== undefined) return [asWritten, text];
+    const origin = URL.parse(text)?.origin ?? '';
+    const target = findTarget(origin);
+    return target && [target, origin];
+  };
 
   // A Client or Pool sends to its own origin, whatever the request says. Undici 8 tells it, and null for a pool of several.
   return (dispatch: Dispatcher.Dispatch, ownOrigin?: string | null) => {
-    const chain: Chain = { dispatch, ending: undefined };
+    const chain: Chain = { dispatch, redirecting: undefined };
 
     return (options, handler) => {
-      const target = targetOf(ownOrigin === undefined ? options.origin : ownOrigin);
-      const isRedirect = chain.ending !== undefined && chain.ending !== target;
+      const found = targetOf(ownOrigin === undefined ? options.origin : ownOrigin);
+      const isRedirect = chain.redirecting !== undefined && chain.redirecting.by !== found?.[0];
       // Without a slash, a proxy could take the path for a part of the host.
-      if (target === undefined || isRedirect || options.path?.startsWith('/') !== true) return dispatch(options, handler);
+      if (found === undefined || isRedirect || options.path?.startsWith('/') !== true) {
+        return dispatch(options, new Relay(chain, undefined, options, handler, undefined));
+      }
+      const [target, origin] = found;
 
       const token = target.file.peek();
-      if (token !== undefined) return send(chain, target, token, options, handler, canSendAgain(options.body));
+      if (token !== undefined) return send(chain, target, token, { ...options, origin }, handler, canSendAgain(options.body));
+      // As it is now: its owner may go on to use it for another one.
+      const kept = { ...options, origin, headers: withHeader(options.headers, target.header, '') };
       target.file
         .token()
-        .then((late) => send(chain, target, late, options, handler, canSendAgain(options.body)))
+        .then((late) => send(chain, target, late, kept, handler, canSendAgain(kept.body)))
         .catch((error: Error) => handler.onResponseError?.(inertController(error), error));
       return true;
     };
@@ -47,8 +59,8 @@ export function createInterceptor(client: ServiceClient): Dispatcher.DispatcherC
 /** What the requests through one composed dispatcher share. */
 interface Chain {
   readonly dispatch: Dispatcher.Dispatch;
-  /** The target whose response is just ending: what is dispatched from within that end is a redirect that it asked for. */
-  ending: NamedTarget | undefined;
+  /** A redirect that is just ending, and the target that it is by, if by any: what is dispatched from within that end is where it leads. */
+  redirecting: { readonly by: NamedTarget | undefined } | undefined;
 }
 
 type Options = Dispatcher.DispatchOptions;
@@ -86,6 +98,7 @@ function* pairsOf(flat: readonly string[]): Generator<[string, string]> {
 }
 
 const maxDroppedBytes = 65_536;
+const maxDroppingMs = 1_000;
 
 /** A response that refuses the token. */
 interface Refusal {
@@ -94,19 +107,21 @@ interface Refusal {
   isOver: boolean;
   /** Once the request has been sent again, the refusal is read to its end, for the sake of its connection, and nobody is told. */
   droppedBytes: number | undefined;
+  deadline?: NodeJS.Timeout;
 }
 
-/** Hands everything on to a handler; a refusal of the token only once it is known that there is no newer one. */
+/** Hands everything on to a handler; a refusal of the token only once it is known that there is no newer one. For an origin that is not named, it only looks on. */
 class Relay implements Handler {
   readonly #chain: Chain;
-  readonly #target: NamedTarget;
+  readonly #target: NamedTarget | undefined;
   readonly #options: Options;
   readonly #handler: Handler;
   readonly #token: string | undefined;
   #refusal: Refusal | undefined;
+  #isRedirect = false;
 
   /** `token` is the one that was sent, if the request can be sent once more with a newer one. */
-  constructor(chain: Chain, target: NamedTarget, options: Options, handler: Handler, token: string | undefined) {
+  constructor(chain: Chain, target: NamedTarget | undefined, options: Options, handler: Handler, token: string | undefined) {
     this.#chain = chain;
     this.#target = target;
     this.#options = options;
@@ -135,14 +150,16 @@ class Relay implements Handler {
   }
 
   onResponseStart(controller: Controller, statusCode: number, headers: ResponseHeaders, statusMessage?: string): void {
-    if (this.#token === undefined || !refusesToken(statusCode, headers['www-authenticate'])) {
+    this.#isRedirect = statusCode >= 300 && statusCode <= 399 && headers['location'] !== undefined;
+    const [target, token] = [this.#target, this.#token];
+    if (target === undefined || token === undefined || !refusesToken(statusCode, headers['www-authenticate'])) {
       this.#handler.onResponseStart?.(controller, statusCode, headers, statusMessage);
       return;
     }
     controller.pause();
     const start = (): void => this.#handler.onResponseStart?.(controller, statusCode, headers, statusMessage);
     this.#refusal = { held: [start], isOver: false, droppedBytes: undefined };
-    void this.#decide(controller, this.#refusal, this.#token);
+    void this.#decide(controller, this.#refusal, target, token);
   }
 
   onResponseData(controller: Controller, chunk: Buffer): void {
@@ -159,29 +176,34 @@ class Relay implements Handler {
 
   onResponseEnd(controller: Controller, trailers: ResponseHeaders): void {
     const refusal = this.#refusal;
-    if (refusal !== undefined) refusal.isOver = true;
+    if (refusal !== undefined) {
+      refusal.isOver = true;
+      clearTimeout(refusal.deadline);
+    }
     if (refusal?.held !== undefined) refusal.held.push(() => this.#end(controller, trailers));
     else if (refusal?.droppedBytes === undefined) this.#end(controller, trailers);
   }
 
   onResponseError(controller: Controller, error: Error): void {
+    clearTimeout(this.#refusal?.deadline);
     if (this.#refusal !== undefined) this.#refusal.held = undefined;
     if (this.#refusal?.droppedBytes === undefined) this.#handler.onResponseError?.(controller, error);
   }
 
   #end(controller: Controller, trailers: ResponseHeaders): void {
-    this.#chain.ending = this.#target;
+    const before = this.#chain.redirecting;
+    if (this.#isRedirect) this.#chain.redirecting = { by: this.#target };
     try {
       this.#handler.onResponseEnd?.(controller, trailers);
     } finally {
-      this.#chain.ending = undefined;
+      this.#chain.redirecting = before;
     }
   }
 
   // The refusal may fail meanwhile, or end in spite of the pause. What the handler throws is an error of the request, as in undici.
-  async #decide(controller: Controller, refusal: Refusal, refused: string): Promise<void> {
+  async #decide(controller: Controller, refusal: Refusal, target: NamedTarget, refused: string): Promise<void> {
     try {
-      const newer = await this.#target.file.tokenAfter(refused);
+      const newer = await target.file.tokenAfter(refused);
       const { held } = refusal;
       if (held === undefined) return;
       refusal.held = undefined;
@@ -189,7 +211,9 @@ class Relay implements Handler {
         for (const step of held) step();
       } else {
         refusal.droppedBytes = 0;
-        send(this.#chain, this.#target, newer, this.#options, this.#handler, false);
+        refusal.deadline = setTimeout(() => controller.abort(new Error('The refusal does not end')), maxDroppingMs).unref();
+        if (refusal.isOver) clearTimeout(refusal.deadline);
+        send(this.#chain, target, newer, this.#options, this.#handler, false);
       }
       controller.resume();
     } catch (error) {

@@ -8,6 +8,7 @@ import { text } from 'node:stream/consumers';
 import { after, afterEach, before, beforeEach, describe, it } from 'node:test';
 import { promisify } from 'node:util';
 
+import { processStatus } from '@k8s-sa-auth/core';
 import { type Authority, createAuthority, type Pod } from '@k8s-sa-auth/testing';
 import fastify, { type FastifyInstance } from 'fastify';
 import fastifyPlugin from 'fastify-plugin';
@@ -248,6 +249,15 @@ describe('k8sSaAuth', () => {
 });
 
 describe('k8sSaAuthClient', () => {
+  it('leaves no client behind where it is registered twice', async () => {
+    const targets = [{ origin: 'http://app.shop', tokenFile: pod.tokenFile('shop') }];
+    const twice = fastify();
+    await twice.register(k8sSaAuthClient, { targets });
+    await assert.rejects(async () => twice.register(k8sSaAuthClient, { targets }), { code: 'FST_ERR_DEC_ALREADY_PRESENT' });
+    await twice.close();
+    assert.deepEqual(processStatus().targets, []);
+  });
+
   it('calls a target with its token, and ends with the app', async () => {
     const shop = createServer((request, response) => response.end(String(request.headers['x-client-id'])));
     await once(shop.listen(0, '127.0.0.1'), 'listening');

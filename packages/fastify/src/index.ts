@@ -293,9 +293,10 @@ export default k8sSaAuth;
 
 async function clientPlugin(app: FastifyInstance, options: ClientOptions): Promise<void> {
   const client = createServiceClient({ logger: app.log, ...options });
+  // Before a decoration can fail, as that of a second registration does.
+  app.addHook('onClose', () => client.close());
   app.decorate('serviceClient', client);
   app.decorate('serviceFetch', client.serviceFetch);
-  app.addHook('onClose', () => client.close());
 }
 
 /** `app.serviceFetch(…)` and `app.serviceClient`, which end with the app: `await app.register(k8sSaAuthClient, { targets })`. */
