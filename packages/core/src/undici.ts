@@ -14,9 +14,9 @@ import { canSendAgain } from './service-fetch.ts';
  * token that may be sent, requests fail with a TokenFileError. Throws a TypeError on what `createServiceClient` did not make.
  *
  * It looks at the origin of each dispatch, so list it after `dns()` (which turns origins into addresses) and before `redirect()`
- * (so that each hop is looked at): `agent.compose(dns(), createInterceptor(client), redirect())`. A redirect from one target to another
+ * (so that each hop is looked at): `agent.compose(dns(), createInterceptor(client), redirect())`. A redirect from one origin to another
  * carries nothing. Listed after `redirect()` it turns redirects of named origins off, since that interceptor would carry the token
- * along: the 3xx is the answer.
+ * along: the 3xx is the answer. `fetch` begins anew for each redirect: over the interceptor give it `redirect: 'manual'`, or use `serviceFetch`.
  */
 export function createInterceptor(client: ServiceClient): Dispatcher.DispatcherComposeInterceptor {
   const findTarget = targetFinder(client);
