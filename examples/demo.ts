@@ -3,6 +3,7 @@
 import { generateKeyPair } from 'node:crypto';
 import { once } from 'node:events';
 import { constants } from 'node:os';
+import { setTimeout as delay } from 'node:timers/promises';
 import { parseArgs, promisify } from 'node:util';
 
 import { type Authority, createAuthority, type Pod } from '@k8s-sa-auth/testing';
@@ -55,6 +56,8 @@ async function main(): Promise<number> {
     const isGood = await run(authority, launcher, options.stay === true);
     return isGood ? 0 : 1;
   } catch (error) {
+    // The services may have ended by the same Ctrl-C, and be heard of first.
+    await delay(100);
     if (signal.aborted) return 128 + constants.signals[signal.reason as NodeJS.Signals];
     report.summary(false, error instanceof Error ? error.message : String(error));
     printOutput(launcher);

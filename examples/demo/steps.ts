@@ -1,5 +1,7 @@
 // What a step is: something that is sent, what has to come of it, and how the two are compared.
 
+import { setTimeout as delay } from 'node:timers/promises';
+
 import type { Authority } from '@k8s-sa-auth/testing';
 
 import type { Report } from './report.ts';
@@ -77,7 +79,9 @@ export async function runSteps(
     for (const step of steps) {
       report.pending(step.sent);
       const before = countReviews(authority);
-      const answer = await step.act().catch((error: unknown) => {
+      const answer = await step.act().catch(async (error: unknown) => {
+        // Ctrl-C reaches the services too, and they may be gone before it is known here.
+        await delay(100);
         signal.throwIfAborted();
         return error instanceof Error ? error : new Error(String(error));
       });

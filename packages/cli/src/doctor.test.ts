@@ -393,7 +393,7 @@ describe('doctor, in a pod of a caller', () => {
   it('passes over what is no token elsewhere below /var/run/secrets', async () => {
     mkdirSync(join(root, 'var/run/secrets/db'));
     writeFileSync(join(root, 'var/run/secrets/db/password'), 'hunter2');
-    assert.match(await told(), /^– token-file {4}no token file below/);
+    assert.match(await told(), /^✗ token-file {4}no token file below/);
   });
 });
 

@@ -98,7 +98,7 @@ async function readChecks(values: DoctorValues): Promise<AsyncGenerator<Finding>
 
   return (async function* () {
     if (only !== 'caller') yield* checkCallee(asked);
-    if (only !== 'callee') yield* checkTokenFiles(files);
+    if (only !== 'callee') yield* checkTokenFiles(files, only === 'caller');
   })();
 }
 
@@ -266,7 +266,7 @@ async function checkAudience(cluster: Cluster, audience: string): Promise<Findin
 }
 
 const introductions = {
-  cluster: 'To mend it, apply this with kubectl apply -f -',
+  cluster: 'To mend it, apply this with kubectl apply -f - (what only calls others needs none of it: --only caller)',
   pod: 'To mend it, put this into the pod template',
 } as const;
 

@@ -28,14 +28,15 @@ export function readNamedFile(text: string): NamedFile {
 const secrets = '/var/run/secrets';
 const ownDirectory = `${secrets}/tokens/`;
 
-/** Judges these files, or those that lie below /var/run/secrets. */
-export async function* checkTokenFiles(named: readonly NamedFile[]): AsyncGenerator<Finding> {
+/** Judges these files, or those that lie below /var/run/secrets; `areNeeded` if none at all would be wrong. */
+export async function* checkTokenFiles(named: readonly NamedFile[], areNeeded: boolean): AsyncGenerator<Finding> {
   const files = named.length > 0 ? named : listFiles(secrets, 3).map((file) => ({ file }));
   const seen = await Promise.all(files.map(look));
   // Other things are mounted there too; what holds a token, or lies where tokens are put, is meant.
   const meant = seen.filter(({ file, report }) => named.length > 0 || report.token !== undefined || file.startsWith(ownDirectory));
   if (meant.length === 0) {
-    yield { check: 'token-file', status: 'skipped', message: `no token file below ${podPath(secrets)}: --token-file names others` };
+    const status = areNeeded ? 'wrong' : 'skipped';
+    yield { check: 'token-file', status, message: `no token file below ${podPath(secrets)}: --token-file names others` };
   }
   const nowMs = Date.now();
   for (const one of meant) {

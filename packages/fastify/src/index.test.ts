@@ -192,6 +192,26 @@ describe('k8sSaAuth', () => {
     await logged.close();
   });
 
+  it('warns the process where the app has no log', async () => {
+    const warnings: string[] = [];
+    const warned = Promise.withResolvers<void>();
+    const collect = ({ name, message }: Error): void => {
+      if (name === 'K8sSaAuthWarning') warned.resolve(void warnings.push(message));
+    };
+    process.on('warning', collect);
+    const powerless = await authority.pod('other/silent', { reviews: false });
+    const silent = fastify();
+    try {
+      await silent.register(k8sSaAuth, { ...standard(), apiServer: powerless.apiServer });
+      await silent.ready();
+      await warned.promise;
+      assert.match(warnings.join(''), /system:auth-delegator/);
+    } finally {
+      process.off('warning', collect);
+      await silent.close();
+    }
+  });
+
   it('asks the cluster nothing more when the app is closed', async () => {
     const closed = fastify();
     await closed.register(k8sSaAuth, standard());

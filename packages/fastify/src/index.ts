@@ -181,12 +181,17 @@ function createBase(
   outer: Guard | OptInGuard | undefined,
 ): Guard | OptInGuard {
   if (outer === undefined) {
-    const logged = { logger: app.log, ...options };
+    const logged = { ...loggerOf(app), ...options };
     return hasDefault ? createGuard(logged as GuardOptions) : createOptInGuard(logged);
   }
   // Never asked without a default: it only carries what its routes inherit.
   const route = hasDefault ? options : { ...options, allow: () => false };
   return outer.with(route as RouteGuard);
+}
+
+// An app without a logger has one whose methods are all the same, and do nothing: warnings are better than silence.
+function loggerOf({ log }: FastifyInstance): Pick<GuardOptions, 'logger'> {
+  return log.info === log.error ? {} : { logger: log };
 }
 
 type Check = Pick<Guard, 'checkNow' | 'enforced' | 'hasToken' | 'responseHeaders'>;
@@ -292,7 +297,7 @@ export const k8sSaAuth: FastifyPluginAsync<K8sSaAuthOptions> = fastifyPlugin(gua
 export default k8sSaAuth;
 
 async function clientPlugin(app: FastifyInstance, options: ClientOptions): Promise<void> {
-  const client = createServiceClient({ logger: app.log, ...options });
+  const client = createServiceClient({ ...loggerOf(app), ...options });
   // Before a decoration can fail, as that of a second registration does.
   app.addHook('onClose', () => client.close());
   app.decorate('serviceClient', client);

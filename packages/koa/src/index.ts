@@ -35,7 +35,7 @@ export type {
 } from '@k8s-sa-auth/core';
 export { AuthError, ClusterError, TokenFileError } from '@k8s-sa-auth/core';
 
-/** The state of a guarded request: `new Router<CallerState>()`. While observing, `caller` may be absent: ask `callerOf`. */
+/** The state of a guarded request: `new Router<CallerState>()`. While a guard observes, `caller` may be absent for all that: read `caller?.…`. */
 export interface CallerState {
   caller: Caller;
 }

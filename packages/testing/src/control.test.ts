@@ -79,6 +79,17 @@ describe('the authority, moved from another process', () => {
     assert.equal(JSON.parse((await control('GET', 'pods')).text).pods.length, 2);
   });
 
+  it('refuses what it does not know, and says what it knows', async () => {
+    const misspelt = await control('POST', 'faults', { fault: 'slow', delay: 100 });
+    assert.deepEqual(
+      [misspelt.status, JSON.parse(misspelt.text).message],
+      [400, '"delay" is not known here, only fault, times, delayMs, resource, durationMs'],
+    );
+    assert.equal((await control('POST', 'pods', { serviceAccount: 'a/b', token: {} })).status, 400);
+    assert.match(JSON.parse((await control('POST', 'pods', {})).text).message, /"serviceAccount"/);
+    assert.equal((await control('POST', 'ca', { new: true })).status, 400);
+  });
+
   it('refuses everybody but the administrator, and what does not exist', async () => {
     assert.equal((await ask(pod, 'GET', '/authority/v1/calls')).status, 403);
     assert.equal((await ask(pod, 'GET', '/authority/v1/calls', undefined, { authorization: 'Bearer x' })).status, 401);

@@ -20,6 +20,15 @@ export type Controlled = Pick<
 /** Answers a request below {@link controlPath}. */
 export type Control = (method: string, path: string, body: unknown) => Promise<Answer>;
 
+// What a body may have, by the path.
+const fields: Readonly<Record<string, readonly string[]>> = {
+  faults: ['fault', 'times', 'delayMs', 'resource', 'durationMs'],
+  time: ['advanceMs'],
+  pods: ['serviceAccount', 'tokens', 'reviews'],
+  users: ['name', 'groups'],
+  'signing-key': ['retire', 'algorithm'],
+};
+
 /** Makes the paths of one authority. */
 export function createControl(authority: Controlled, log: CallLog): Control {
   const faults = new Map<string, Disposable>();
@@ -53,7 +62,8 @@ export function createControl(authority: Controlled, log: CallLog): Control {
     'GET pods': () => ok({ pods: authority.pods.map(describePod) }),
     'POST pods': async ({ serviceAccount, tokens, reviews }) => {
       const asked = Object.entries(readRecord(tokens)).map(([file, audience]) => [file, readText(audience)] as const);
-      const pod = await authority.pod(readText(serviceAccount), { tokens: Object.fromEntries(asked), reviews: reviews !== false });
+      if (typeof serviceAccount !== 'string') throw badRequest('"serviceAccount" must be written namespace/name');
+      const pod = await authority.pod(serviceAccount, { tokens: Object.fromEntries(asked), reviews: reviews !== false });
       return { status: 201, body: describePod(pod) };
     },
     'POST users': async ({ name, groups }) => ({ status: 201, body: await authority.user(readText(name), { groups: readTexts(groups) }) }),
@@ -92,8 +102,11 @@ export function createControl(authority: Controlled, log: CallLog): Control {
     const [name = '', ...rest] = path.slice(controlPath.length).split('/');
     const route = routes[`${method} ${name}`];
     if (route === undefined) throw noSuchResource();
+    const sent = readRecord(body);
+    const unknown = Object.keys(sent).find((field) => !(fields[name] ?? []).includes(field));
+    if (unknown !== undefined) throw badRequest(`"${unknown}" is not known here, only ${(fields[name] ?? []).join(', ') || 'nothing'}`);
     try {
-      return await route(readRecord(body), rest);
+      return await route(sent, rest);
     } catch (error) {
       // An option that does not exist.
       throw error instanceof TypeError ? badRequest(error.message) : error;
