@@ -3,6 +3,7 @@ import { execFile } from 'node:child_process';
 import { subscribe, unsubscribe } from 'node:diagnostics_channel';
 import { copyFileSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import type { ClientRequest } from 'node:http';
+import { type AddressInfo, connect as connectSocket, createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, afterEach, before, beforeEach, describe, it, mock } from 'node:test';
@@ -148,6 +149,34 @@ describe('connectApiServer, asking', () => {
     await new Promise(setImmediate);
     mock.timers.tick(3_000);
     await answer;
+  });
+
+  it('gives an attempt no more than is left of its budget', async () => {
+    const connection = connect();
+    await ask(connection);
+    authority.fail('slow', { delayMs: 60_000 });
+    mock.timers.enable({ apis: ['setTimeout'] });
+    const answer = assert.rejects(connection.ask(question, 900), { reason: 'timeout' });
+    await new Promise(setImmediate);
+    mock.timers.tick(900);
+    await answer;
+  });
+
+  it('drops its connections when it is closed', async () => {
+    const upstream = Number(new URL(authority.url).port);
+    const dropped = Promise.withResolvers<void>();
+    const proxy = createServer((socket) => {
+      socket.once('close', () => dropped.resolve());
+      const through = connectSocket(upstream, '127.0.0.1');
+      socket.pipe(through).pipe(socket);
+      for (const one of [socket, through]) one.on('error', () => one.destroy());
+    });
+    await new Promise<void>((resolve) => proxy.listen(0, '127.0.0.1', resolve));
+    const connection = connect({ ...store.apiServer, url: `https://127.0.0.1:${(proxy.address() as AddressInfo).port}` });
+    await ask(connection);
+    connection.close();
+    await dropped.promise;
+    proxy.close();
   });
 
   it('asks nothing more once it is closed, whatever was under way', async () => {

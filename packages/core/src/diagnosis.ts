@@ -102,7 +102,7 @@ export async function foresee(
   }
   const pod = asObject(asObject(parseJwt(token)?.payload['kubernetes.io'])?.['pod']);
   if (route.requirePod && (!pod?.['name'] || !pod['uid'])) return refuse('invalid_token', 'not_bound_to_a_pod');
-  if (claims.identity === undefined || !route.mayBeAllowed(claims.identity)) return refuse('caller_not_allowed', 'not_in_allow');
+  if (!route.mayBeAllowed(claims.identity)) return refuse('caller_not_allowed', 'not_in_allow');
   return { outcome: 'undecided' };
 }
 

@@ -564,6 +564,14 @@ describe('mode observe', () => {
     assert.deepEqual(request.rawHeaders, ['X-Client-Id', 'garbage']);
   });
 
+  it('leaves the token on a public route too, where handlers are to have it', async () => {
+    const request = carrying(await apiToken());
+    guardWith({ forwardToken: true }).discard(request);
+    assert.equal(request.rawHeaders.length, 2);
+    guardWith().discard(request);
+    assert.equal(request.rawHeaders.length, 0);
+  });
+
   it('passes in an outage, and on a predicate that throws', async () => {
     const token = await apiToken();
     const mistaken = guardWith({
@@ -770,6 +778,7 @@ describe('a guard, on one connection', () => {
       [guard.checkNow({ headers: {}, rawHeaders: [], socket }), { code: 'missing_token' }],
       [guard.with({ allow: ['ops/*'] }).checkNow(on(socket, token)), { code: 'caller_not_allowed' }],
       [guard.with({ allow: fail }).checkNow(on(socket, token)), { message: '"allow" failed' }],
+      [guard.checkNow({ headers: {}, socket } as unknown as IncomingRequest), { name: 'TypeError' }],
     ] as const) {
       assert.ok(asked instanceof Promise);
       await assert.rejects(asked, error);

@@ -23,7 +23,7 @@ import {
 } from './options.ts';
 import { createPlaces } from './places.ts';
 import { createReadiness } from './readiness.ts';
-import { type Claims, screen as screenClaims } from './screening.ts';
+import { screen as screenClaims, type ScreenedClaims } from './screening.ts';
 import { createSigningKeys, type Signature } from './signing-keys.ts';
 import { answerRollCall } from './status.ts';
 import { type AuthorizedRequest, plainPath, type Requirement, reviewAccess } from './subject-access-review.ts';
@@ -108,7 +108,7 @@ function pick<O extends object, K extends keyof O>(options: O, names: readonly K
 }
 
 interface Screened {
-  readonly claims: Claims;
+  readonly claims: ScreenedClaims;
   readonly spender: string | undefined;
 }
 
@@ -246,7 +246,7 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
     const signature = verdicts.isKnown(key) ? 'unscreened' : await screenSignature(screening, token, claims);
     if (signature === 'forged') return { outcome: 'refused', code: 'invalid_token', reason: 'forged', source };
     if (signature === 'limited') return { outcome: 'unavailable', reason: 'unknown_keys', source };
-    if (signature === 'unscreened' || claims.identity === undefined) return { claims, spender: undefined };
+    if (signature === 'unscreened') return { claims, spender: undefined };
     if (!route.mayBeAllowed(claims.identity)) {
       const { namespace, name } = claims.identity;
       return { outcome: 'refused', code: 'caller_not_allowed', reason: 'not_in_allow', claimant: `${namespace}/${name}`, source };
@@ -256,7 +256,7 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
 
   // The dearest thing that a stranger can make us do. So callers that are remembered pass it by, and it is done once for all that ask about the
   // same token. By signature the turn alone is waited for: the verdict is the same work, done once it has come.
-  function screenSignature(screening: Screening, token: string, claims: Claims): Promise<Signature> {
+  function screenSignature(screening: Screening, token: string, claims: ScreenedClaims): Promise<Signature> {
     screening.signature ??= takeTurn().then(() => (isBySignature ? 'unscreened' : signingKeys.screen(token, claims)));
     return screening.signature;
   }

@@ -24,13 +24,18 @@ export interface Claims {
   readonly algorithm: string;
 }
 
+/** The claims of a token that passed screening. */
+export interface ScreenedClaims extends Claims {
+  readonly identity: Identity;
+}
+
 /**
  * Refuses a token by its shape and claims, or returns what it claims.
  *
  * Shape matters as much as claims: to a token that begins with white space an API server answers that it is
  * authenticated, with the asked audiences (kubernetes/kubernetes#106142), and it accepts many spellings of one token.
  */
-export function screen(token: string, audiences: readonly string[]): Claims | Refusal {
+export function screen(token: string, audiences: readonly string[]): ScreenedClaims | Refusal {
   const jwt = parseJwt(token);
   if (jwt === undefined) return { code: 'invalid_token', reason: 'not_a_jwt' };
   const { alg } = jwt.header;
@@ -39,10 +44,11 @@ export function screen(token: string, audiences: readonly string[]): Claims | Re
   }
   const claims = readClaims(jwt);
   if (claims === undefined) return { code: 'invalid_token', reason: 'claims_missing' };
-  if (claims.identity === undefined) return { code: 'invalid_token', reason: 'not_a_service_account' };
+  const { identity } = claims;
+  if (identity === undefined) return { code: 'invalid_token', reason: 'not_a_service_account' };
   if (!claims.audiences.some((audience) => audiences.includes(audience))) return { code: 'invalid_token', reason: 'other_audience' };
   if (claims.expiresAtMs + leewayMs < Date.now()) return { code: 'invalid_token', reason: 'expired' };
-  return claims;
+  return { ...claims, identity };
 }
 
 type JsonObject = Readonly<Record<string, unknown>>;

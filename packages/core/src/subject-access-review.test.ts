@@ -217,6 +217,11 @@ roleRef: { apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: report-
 subjects: [{ kind: ServiceAccount, name: ops, namespace: ops }]
 `;
 
+const podOf = (name: string): object => ({
+  'authentication.kubernetes.io/pod-name': [name],
+  'authentication.kubernetes.io/pod-uid': [`uid of ${name}`],
+});
+
 describe('a guard with authorize', () => {
   let authority: Authority;
   let shop: Pod;
@@ -289,6 +294,22 @@ describe('a guard with authorize', () => {
   it('refuses a caller that no rule lets, and tells the operator who it was', async () => {
     await assert.rejects(guardWith({ authorize: orders }).check(await carrying('ops/ops')), notAllowed);
     assert.deepEqual([last().reason, last().caller?.serviceAccount, last().source], ['not_authorized', 'ops/ops', 'review']);
+  });
+
+  it('asks anew for whoever differs in anything that the cluster is told', async () => {
+    const guard = guardWith({ authorize: orders });
+    const user = { username: 'system:serviceaccount:api:api', uid: 'u', groups: ['system:authenticated'], extra: podOf('api-0') };
+    const earlier = reviews();
+    let differing = 0;
+    for (const change of [{}, { uid: 'another' }, { groups: ['system:authenticated', 'ops'] }, { extra: podOf('api-1') }]) {
+      const status = { authenticated: true, audiences: ['shop'], user: { ...user, ...change } };
+      const body = JSON.stringify({ kind: 'TokenReview', apiVersion: 'authentication.k8s.io/v1', status });
+      authority.fail({ status: 201, headers: { 'Content-Type': 'application/json' }, body }, { times: 2 });
+      // Two tokens of one caller, and one question about it.
+      for (let time = 0; time < 2; time++) assert.ok(await guard.check(await carrying('api/api')));
+      differing += 1;
+      assert.equal(reviews() - earlier, differing);
+    }
   });
 
   it('asks about this very object', async () => {

@@ -61,7 +61,7 @@ export async function loadSendableToken(path: string): Promise<LoadedToken> {
   if (jwt === undefined) throw unsendable('is not one compact JWT. The file must hold the token and nothing else');
   const claims = readClaims(jwt);
   const [audience, ...others] = claims?.audiences ?? [];
-  if (claims === undefined || audience === undefined || Number.isNaN(new Date(claims.expiresAtMs).getTime())) {
+  if (claims === undefined || audience === undefined) {
     throw unsendable('has no expiry or no audience. Use a projected serviceAccountToken with an audience, not a token from a Secret');
   }
   if (others.length > 0)

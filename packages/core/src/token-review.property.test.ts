@@ -4,10 +4,10 @@ import { describe, it } from 'node:test';
 import * as fc from 'fast-check';
 
 import { cases } from './fixtures/cases.ts';
-import type { Claims } from './screening.ts';
+import type { ScreenedClaims } from './screening.ts';
 import { readReview } from './token-review.ts';
 
-const claims: Claims = {
+const claims: ScreenedClaims = {
   audiences: ['secret-store'],
   issuer: 'https://kubernetes.default.svc.cluster.local',
   expiresAtMs: Date.now() + 600_000,

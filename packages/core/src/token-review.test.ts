@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
 import { describe, it } from 'node:test';
 
-import type { Claims } from './screening.ts';
+import type { ScreenedClaims } from './screening.ts';
 import { permissionHint, readReview, type Verdict } from './token-review.ts';
 
 // What a real kube-apiserver 1.36 answered; the token stands as `the-token`.
@@ -11,7 +11,7 @@ const recorded = JSON.parse(readFileSync(new URL('./fixtures/token-reviews.json'
   { status: number; body: string }
 >;
 
-const claims: Claims = {
+const claims: ScreenedClaims = {
   audiences: ['secret-store'],
   issuer: undefined,
   expiresAtMs: 1_000,

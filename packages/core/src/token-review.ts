@@ -5,7 +5,7 @@ import { type Answer, type ApiServerConnection, ApiServerError } from './api-ser
 import { type Caller, createCaller, formatUsername, type Identity, parseUsername } from './caller.ts';
 import { printable } from './logger.ts';
 import { traceReview } from './review.ts';
-import { asObject, type Claims, parseObject } from './screening.ts';
+import { asObject, parseObject, type ScreenedClaims } from './screening.ts';
 
 /** What the cluster said of a token; `unavailable`: nobody knows. */
 export type Verdict =
@@ -17,7 +17,7 @@ export type Verdict =
 export function reviewToken(
   apiServer: ApiServerConnection,
   token: string,
-  claims: Claims,
+  claims: ScreenedClaims,
   audiences: readonly string[],
   budgetMs: number,
 ): Promise<Verdict> {
@@ -43,7 +43,7 @@ export async function refuseApiServerAudience(
 }
 
 /** What an answer means. Nothing in it is believed until `authenticated` is true: it can be an echo of the question. */
-export function readReview(answer: Answer, token: string, claims: Claims, audiences: readonly string[]): Verdict {
+export function readReview(answer: Answer, token: string, claims: ScreenedClaims, audiences: readonly string[]): Verdict {
   if (answer.status < 200 || answer.status > 299) return unusable(answer);
   const review = parseObject(answer.body);
   const status = asObject(review?.['status']);
@@ -65,7 +65,7 @@ export function readReview(answer: Answer, token: string, claims: Claims, audien
   const user = asObject(status['user']) ?? {};
   const identity = typeof user['username'] === 'string' ? parseUsername(user['username']) : undefined;
   if (identity === undefined) return { outcome: 'refused', reason: 'not_a_service_account' };
-  if (formatUsername(identity) !== (claims.identity && formatUsername(claims.identity)))
+  if (formatUsername(identity) !== formatUsername(claims.identity))
     return { outcome: 'unavailable', reason: 'review_of_another_service_account' };
   const reviewed = {
     uid: typeof user['uid'] === 'string' ? user['uid'] : '',

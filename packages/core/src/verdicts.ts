@@ -80,7 +80,7 @@ export function createVerdicts(
   const staleIfErrorMs = source === 'review' ? options.staleIfErrorMs : 0;
   // Separate, so that a flood of bad tokens cannot push out good callers.
   const acceptances = createMemory<string>(maxCallers);
-  const unpacked = new LRUCache<string, { readonly packed: string; readonly accepted: Accepted }>({ max: maxUnpacked });
+  const unpacked = new LRUCache<string, Accepted>({ max: maxUnpacked });
   const refusals = createMemory<Refused>(maxRefusals);
   const flights = new Map<string, Promise<Sourced>>();
   const processKey = randomBytes(32).toString('base64');
@@ -153,7 +153,7 @@ export function createVerdicts(
       if (Math.max(cacheTtlMs, staleIfErrorMs) > 0) {
         const packed = packCaller(caller);
         acceptances.keep(key, caller.serviceAccount, packed, askedAtMs, caller.expiresAt.getTime());
-        unpacked.set(key, { packed, accepted: { ...verdict, source: 'cache' } });
+        unpacked.set(key, { ...verdict, source: 'cache' });
       }
     }
     return { ...verdict, source };
@@ -163,9 +163,9 @@ export function createVerdicts(
     const packed = acceptances.recall(key, ttlMs);
     if (packed === undefined) return undefined;
     const recent = unpacked.get(key);
-    if (recent?.packed === packed) return recent.accepted;
+    if (recent !== undefined) return recent;
     const accepted: Accepted = { outcome: 'accepted', caller: unpackCaller(packed), source: 'cache' };
-    unpacked.set(key, { packed, accepted });
+    unpacked.set(key, accepted);
     return accepted;
   }
 

@@ -9,7 +9,7 @@ import type { IncomingRequest } from './credential.ts';
 import { type Decision, decisionChannel } from './decision.ts';
 import { createGuard, type Guard } from './guard.ts';
 import type { GuardOptions } from './options.ts';
-import { claimsOf, parseJwt } from './screening.ts';
+import { claimsOf, screen, parseJwt } from './screening.ts';
 import { createVerification } from './verification.ts';
 
 let authority: Authority;
@@ -157,7 +157,8 @@ describe("verification: 'signature'", () => {
     const apiServer = { ask: () => assert.fail(), ownClaims: () => Promise.resolve(ours) };
     const verify = createVerification(apiServer, { verify: () => Promise.resolve('verified') });
     const token = await tokenOf();
-    const claims = claimsOf(token) ?? assert.fail();
+    const screened = screen(token, ['secret-store']);
+    const claims = 'code' in screened ? assert.fail(screened.reason) : screened;
     assert.deepEqual(await verify(token, claims, ['secret-store']), { outcome: 'refused', reason: 'other_issuer' });
     assert.equal((await verify(token, { ...claims, issuer: ours.issuer }, ['secret-store'])).outcome, 'accepted');
   });

@@ -3,7 +3,7 @@
 import { type ApiServerConnection, ApiServerError } from './api-server.ts';
 import { createCaller } from './caller.ts';
 import { printable } from './logger.ts';
-import { asObject, type Claims, parseJwt, parseObject } from './screening.ts';
+import { asObject, parseJwt, parseObject, type ScreenedClaims } from './screening.ts';
 import type { SigningKeys } from './signing-keys.ts';
 import { refuseApiServerAudience, type Verdict } from './token-review.ts';
 
@@ -12,7 +12,7 @@ const longestLifeMs = 86_400_000;
 const discoveryMs = 3_000;
 
 /** Verifies a token that was screened for these audiences. Rejects only where our own options are wrong. */
-export type VerifyToken = (token: string, claims: Claims, audiences: readonly string[]) => Promise<Verdict>;
+export type VerifyToken = (token: string, claims: ScreenedClaims, audiences: readonly string[]) => Promise<Verdict>;
 
 /** Nothing but the signature and the claims speaks here, so each must be right, and a token that was revoked is not noticed. */
 export function createVerification(
@@ -36,7 +36,7 @@ export function createVerification(
     return told;
   }
 
-  async function verify(token: string, claims: Claims, audiences: readonly string[]): Promise<Verdict> {
+  async function verify(token: string, claims: ScreenedClaims, audiences: readonly string[]): Promise<Verdict> {
     await refuseApiServerAudience(apiServer, audiences);
     const ours = await issuer();
     const signature = await signingKeys.verify(token, claims);
@@ -55,7 +55,7 @@ export function createVerification(
 
     const { serviceaccount, pod, node } = asObject(payload['kubernetes.io']) ?? {};
     const uid = asObject(serviceaccount)?.['uid'];
-    if (claims.identity === undefined || typeof uid !== 'string') return { outcome: 'refused', reason: 'not_a_service_account' };
+    if (typeof uid !== 'string') return { outcome: 'refused', reason: 'not_a_service_account' };
     const { namespace } = claims.identity;
     const groups = ['system:serviceaccounts', `system:serviceaccounts:${namespace}`, 'system:authenticated'];
     const extra = { ...extrasOf('credential-id', payload['jti'], 'JTI='), ...namedExtras('node', node), ...namedExtras('pod', pod) };
