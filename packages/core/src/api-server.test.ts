@@ -389,6 +389,32 @@ describe('connectApiServer, finding the API server', () => {
     assert.ok(message.length < 320);
   });
 
+  it('waits 3 s for such a program, and goes on with what it gave before', async () => {
+    const flag = join(directory, 'hang');
+    const { token } = JSON.parse(readFileSync(authority.kubeconfig, 'utf8')).users[0].user;
+    const given = `{"apiVersion":"client.authentication.k8s.io/v1","kind":"ExecCredential","status":{"token":"${token}","expirationTimestamp":"2026-01-01T00:00:00Z"}}`;
+    const program = `while [ -e ${flag} ]; do sleep 0.05; done; echo '${given}'`;
+    const user = JSON.stringify({ exec: { apiVersion: 'client.authentication.k8s.io/v1', command: 'sh', args: ['-c', program] } });
+    const path = kubeconfigWith((text) => text.replace(/"user": ?\{[^}]*\}/, () => `"user": ${user}`));
+    const [known, fresh] = [connect({ kubeconfig: path }), connect({ kubeconfig: path })];
+    assert.equal(await ask(known), 201);
+    writeFileSync(flag, '');
+    mock.timers.enable({ apis: ['setTimeout', 'Date'], now: Date.now() + 60_000 });
+    const answers = [ask(known), assert.rejects(ask(fresh), { reason: 'own_credentials_unreadable', message: /take too long/ })];
+    await new Promise(setImmediate);
+    mock.timers.tick(3_000);
+    assert.equal((await Promise.all(answers))[0], 201);
+    // Not waited for again while it hangs.
+    assert.equal(await ask(known), 201);
+  });
+
+  it('takes a client certificate that is none for credentials that cannot be read', async () => {
+    const garbage = Buffer.from('garbage').toString('base64');
+    const user = JSON.stringify({ 'client-certificate-data': garbage, 'client-key-data': garbage });
+    const connection = connect({ kubeconfig: kubeconfigWith((text) => text.replace(/"user": ?\{[^}]*\}/, `"user": ${user}`)) });
+    await assert.rejects(connection.ask(question, 5_000), { name: 'ApiServerError', reason: 'own_credentials_unreadable' });
+  });
+
   it('does not blame our options for a credential that no header can hold', async () => {
     const { name, message } = await failureOf(`printf '{"status":{"token":"a\\\\nb"}}'`);
     assert.equal(name, 'ApiServerError');

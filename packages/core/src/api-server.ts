@@ -77,22 +77,36 @@ export function connectApiServer(options: ApiServer | undefined, log: Log): ApiS
   let current: Loaded | undefined;
   let readAtMs = 0;
   let reading: Promise<Loaded> | undefined;
+  let isLate = false;
   let failing = false;
   let closed = false;
 
-  function credentials(again = false): Promise<Loaded> {
+  // What takes too long is gone on without, where there are some from before: a kubeconfig may run a program for them, and that may hang.
+  async function credentials(again = false): Promise<Loaded> {
     const ageMs = Date.now() - readAtMs;
-    if (current !== undefined && !again && ageMs >= 0 && ageMs < reloadEveryMs) return Promise.resolve(current);
+    if (current !== undefined && (isLate || (!again && ageMs >= 0 && ageMs < reloadEveryMs))) return current;
     reading ??= reload().finally(() => {
       reading = undefined;
+      isLate = false;
     });
-    return reading;
+    let timer: NodeJS.Timeout | undefined;
+    const late = new Promise<Loaded>((resolve, reject) => {
+      timer = setTimeout(() => {
+        isLate = true;
+        if (current === undefined)
+          reject(new ApiServerError('own_credentials_unreadable', 'The credentials for the API server take too long to read'));
+        else resolve(current);
+      }, attemptMs);
+    });
+    return Promise.race([reading, late]).finally(() => clearTimeout(timer));
   }
 
   // A reload that fails keeps the last credentials: the API server will say when they are no longer good.
   async function reload(): Promise<Loaded> {
     try {
       const { tls: own, headers } = await endpoint.readCredentials();
+      // Throws on a certificate or a key that is none, which each request would do.
+      tls().createSecureContext(own);
       // Said, so that NODE_TLS_REJECT_UNAUTHORIZED=0 does not undo it.
       const connection = { agent, ...address, ...own, rejectUnauthorized: true };
       const claims = claimsOf((headers['authorization'] ?? '').replace(/^Bearer /, ''));
