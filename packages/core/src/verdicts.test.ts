@@ -423,6 +423,34 @@ describe('createVerdicts', () => {
     assert.ok((await Promise.all(greedy.slice(0, -3))).every(({ outcome }) => outcome === 'accepted'));
   });
 
+  it('answers at once while the breaker is open, though all places are taken and the same token is under review', async () => {
+    let isOpen = false;
+    const verdicts = createVerdicts(options, { isOpen: () => isOpen, report: () => {} }, quiet);
+    const unasked = (): Promise<Verdict> => assert.fail('It was asked');
+    // What is not answered within a few turns waits.
+    const soon = async (answer: Promise<object>): Promise<object> => {
+      const turns = async (): Promise<object> => {
+        for (let turn = 0; turn < 3; turn++) await new Promise(setImmediate);
+        return { reason: 'it waits' };
+      };
+      return Promise.race([answer, turns()]);
+    };
+    await verdicts.ask('known', undefined, answering(accepted()));
+    mock.timers.setTime(start + 120_000);
+    let finish = (): void => {};
+    const busy = Array.from({ length: 32 }, (_item, index) =>
+      verdicts.ask(`busy${index}`, undefined, () => new Promise((resolve) => (finish = () => resolve(unavailable)))),
+    );
+    const queued = verdicts.ask('queued', undefined, unasked);
+    await new Promise(setImmediate);
+    assert.equal(busy.length, 32);
+    isOpen = true;
+    assert.partialDeepStrictEqual(await soon(verdicts.ask('known', undefined, unasked)), { source: 'stale' });
+    assert.partialDeepStrictEqual(await soon(verdicts.ask('busy0', undefined, unasked)), { reason: 'breaker_open' });
+    finish();
+    assert.deepEqual(await queued, { outcome: 'unavailable', reason: 'breaker_open', source: 'review' });
+  });
+
   it('gives one ServiceAccount a tenth of the memory', async () => {
     const verdicts = createVerdicts(options, shut, quiet);
     await verdicts.ask('first', undefined, answering(accepted()));
