@@ -211,8 +211,8 @@ class Relay implements Handler {
         for (const step of held) step();
       } else {
         refusal.droppedBytes = 0;
-        refusal.deadline = setTimeout(() => controller.abort(new Error('The refusal does not end')), maxDroppingMs).unref();
-        if (refusal.isOver) clearTimeout(refusal.deadline);
+        const abort = (): void => controller.abort(new Error('The refusal does not end'));
+        if (!refusal.isOver) refusal.deadline = setTimeout(abort, maxDroppingMs).unref();
         send(this.#chain, target, newer, this.#options, this.#handler, false);
       }
       controller.resume();
