@@ -47,6 +47,15 @@ const listen = () => originOf(app.listen(0, '127.0.0.1'));
 const admin = () => guard.with({ audience: 'admin', allow: ['ops/*'] });
 
 describe('k8sSaAuth', () => {
+  it('says at the start, before any request, that it may not review tokens', async () => {
+    const powerless = await authority.pod('other/other', { reviews: false });
+    const warned = Promise.withResolvers<string>();
+    const logger = { info: () => {}, warn: (_details: object, message: string) => warned.resolve(message), error: () => {} };
+    const other = k8sSaAuth({ audience: 'store', allow: ['api/api'], apiServer: powerless.apiServer, logger });
+    assert.match(await warned.promise, /system:auth-delegator/);
+    await other.close();
+  });
+
   it('guards what stands behind it, and nothing before it', async () => {
     app.use((ctx, next) => {
       if (ctx.path !== '/healthz') return next();
