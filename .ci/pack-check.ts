@@ -7,7 +7,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 
 const packages = ['core', 'testing', 'fastify', 'express', 'koa', 'cli'];
-const nodeVersions = ['22', '24', '26'];
+const nodeVersions = ['22.19', '24', '26'];
 const root = join(import.meta.dirname, '..');
 const project = mkdtempSync(join(tmpdir(), 'k8s-sa-auth-packed-'));
 

@@ -109,9 +109,10 @@ describe('doctor, in a pod of a callee', () => {
     assert.match(out, /^✗ permission .* subjectaccessreviews$/m);
   });
 
-  it('blames the CA', async () => {
+  it('blames the CA', async (t) => {
     const env = copyOf(store);
-    await using other = await createAuthority();
+    const other = await createAuthority();
+    t.after(() => other.close());
     writeFileSync(join(directory, 'root', ownFiles, 'ca.crt'), readFileSync(other.caFile));
     const { code, out, error } = await run(['doctor', '--audience', 'secret-store', '--only', 'callee'], { env });
     assert.deepEqual([code, error], [1, '']);
@@ -165,8 +166,9 @@ describe('doctor, in a pod of a callee', () => {
     assert.match(out, /^✗ audience .*is the API server's own/m);
   });
 
-  it('warns of keys that cannot be read, is stricter where they decide, and prints what permits it', async () => {
-    await using hardened = await createAuthority();
+  it('warns of keys that cannot be read, is stricter where they decide, and prints what permits it', async (t) => {
+    const hardened = await createAuthority();
+    t.after(() => hardened.close());
     const pod = await hardened.pod('secret-store/secret-store');
     const name = 'system:service-account-issuer-discovery';
     const roleRef = `roleRef: { apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: '${name}' }`;

@@ -140,7 +140,8 @@ describe('manifests', () => {
   });
 
   it('is what kubectl takes: objects to apply, and a patch that leaves the other tokens of a Deployment alone', async (t) => {
-    await using cluster = await createAuthority();
+    const cluster = await createAuthority();
+    t.after(() => cluster.close());
     // The authority runs in this process, so nothing here may wait for kubectl but by a promise.
     const kubectl = async (args: readonly string[], input = ''): Promise<string> => {
       const env = { PATH: process.env['PATH'], HOME: directory, KUBECONFIG: cluster.kubeconfig };

@@ -205,9 +205,10 @@ describe('guard.hasToken', () => {
     assert.equal(guard.hasToken(withHeaders('Authorization', 'Bearer garbage')), false);
   });
 
-  it('tells its tokens from others in Authorization, by what they claim, and takes no other scheme’s off a public route', async () => {
+  it('tells its tokens from others in Authorization, by what they claim, and takes no other scheme’s off a public route', async (t) => {
     const { apiServer } = await authority.pod('store/store');
-    await using bearers = createGuard({ audience: 'store', allow: ['api/api'], header: 'authorization', apiServer });
+    const bearers = createGuard({ audience: 'store', allow: ['api/api'], header: 'authorization', apiServer });
+    t.after(() => bearers.close());
     const token = await authority.token('api/api', { audience: 'store', pod: 'api-0' });
     const elsewhere = await authority.token('api/api', { audience: 'else', pod: 'api-0' });
     const [header = '', payload = ''] = token.split('.');

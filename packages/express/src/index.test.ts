@@ -204,7 +204,7 @@ describe('k8sSaAuth', () => {
     );
   });
 
-  it('lets error-handling middleware answer, and keeps the challenge', async () => {
+  it('lets error-handling middleware answer, and keeps the challenge', async (t) => {
     const seen: unknown[] = [];
     const handler: ErrorRequestHandler = (error: unknown, _request, response, _next) => {
       seen.push(error instanceof AuthError || error instanceof ClusterError ? error.code : error);
@@ -216,7 +216,8 @@ describe('k8sSaAuth', () => {
     const refused = await ask(origin, '/x', as(ops));
     assert.deepEqual([refused.status, refused.text], [418, '{"custom":true}']);
     assert.equal(refused.headers['www-authenticate'], 'ServiceAccount header="X-Client-Id", error="caller_not_allowed"');
-    using _fault = authority.fail('forbidden');
+    const fault = authority.fail('forbidden');
+    t.after(() => fault[Symbol.dispose]());
     const unavailable = await ask(origin, '/x', as(await authority.token('api/api', { audience: 'store', pod: 'api-1' })));
     assert.match(unavailable.headers['retry-after'] ?? '', /^[1-5]$/);
     assert.deepEqual(seen, ['caller_not_allowed', 'review_unavailable']);
@@ -294,11 +295,12 @@ describe('k8sSaAuth', () => {
 });
 
 describe('k8sSaAuthClient', () => {
-  it('gives each request a serviceFetch that ends when its caller hangs up', async () => {
+  it('gives each request a serviceFetch that ends when its caller hangs up', async (t) => {
     const arrived = Promise.withResolvers<IncomingMessage>();
     const shop = await listen((request) => arrived.resolve(request));
     const failed = Promise.withResolvers<unknown>();
-    await using client = k8sSaAuthClient({ targets: [{ origin: shop, tokenFile: pod.tokenFile('shop') }] });
+    const client = k8sSaAuthClient({ targets: [{ origin: shop, tokenFile: pod.tokenFile('shop') }] });
+    t.after(() => client.close());
     app.use(client);
     app.get('/call', (request) => void request.serviceFetch(`${shop}/slow`).catch(failed.resolve));
     const origin = await listen(app);
@@ -311,9 +313,10 @@ describe('k8sSaAuthClient', () => {
     assert.match(String(await failed.promise), /AbortError: The caller hung up/);
   });
 
-  it('calls a target with its token', async () => {
+  it('calls a target with its token', async (t) => {
     const shop = await listen((request, response) => response.end(request.headers['x-client-id']));
-    await using client = k8sSaAuthClient({ targets: [{ origin: shop, tokenFile: pod.tokenFile('shop') }] });
+    const client = k8sSaAuthClient({ targets: [{ origin: shop, tokenFile: pod.tokenFile('shop') }] });
+    t.after(() => client.close());
     app.use(client);
     app.get('/call', (request, response) =>
       request

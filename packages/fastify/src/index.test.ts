@@ -114,7 +114,7 @@ describe('k8sSaAuth', () => {
     assert.deepEqual(seen, ['caller_not_allowed']);
   });
 
-  it('lets the error handler of the matched scope answer', async () => {
+  it('lets the error handler of the matched scope answer', async (t) => {
     await app.register(k8sSaAuth, standard());
     app.setErrorHandler((_error, _request, reply) => reply.send('outer'));
     await app.register(
@@ -127,7 +127,8 @@ describe('k8sSaAuth', () => {
     const origin = await listen();
     assert.equal((await ask(origin, '/v1/x')).text, 'v1');
     assert.equal((await ask(origin, '/nowhere')).text, 'outer');
-    using _fault = authority.fail('forbidden');
+    const fault = authority.fail('forbidden');
+    t.after(() => fault[Symbol.dispose]());
     assert.equal(
       (await ask(origin, '/v1/x', as(await authority.token('api/api', { audience: 'store', pod: 'api-1' })))).text,
       'unavailable',

@@ -158,8 +158,9 @@ describe('a unit test of a service', () => {
     return app;
   }
 
-  it('refuses a deleted caller, on the next review', async () => {
-    await using authority = await createAuthority();
+  it('refuses a deleted caller, on the next review', async (t) => {
+    const authority = await createAuthority();
+    t.after(() => authority.close());
     const store = await authority.pod('store/store');
     const app = await createStore({ apiServer: store.apiServer });
     const token = await authority.token('api/api', { audience: 'store', pod: 'api-0' });

@@ -231,11 +231,12 @@ describe('k8sSaAuth', () => {
 });
 
 describe('k8sSaAuthClient', () => {
-  it('gives each request a serviceFetch that ends when its caller hangs up', async () => {
+  it('gives each request a serviceFetch that ends when its caller hangs up', async (t) => {
     const arrived = Promise.withResolvers<IncomingMessage>();
     const shop = await originOf(createServer((request) => arrived.resolve(request)).listen(0, '127.0.0.1'));
     const failed = Promise.withResolvers<unknown>();
-    await using client = k8sSaAuthClient({ targets: [{ origin: shop, tokenFile: pod.tokenFile('shop') }] });
+    const client = k8sSaAuthClient({ targets: [{ origin: shop, tokenFile: pod.tokenFile('shop') }] });
+    t.after(() => client.close());
     const calling = new Koa();
     calling.use(client).use((ctx) => ctx.serviceFetch(`${shop}/slow`).then(() => undefined, failed.resolve));
     const origin = await originOf(calling.listen(0, '127.0.0.1'));
@@ -248,9 +249,10 @@ describe('k8sSaAuthClient', () => {
     assert.match(String(await failed.promise), /AbortError: The caller hung up/);
   });
 
-  it('calls a target with its token', async () => {
+  it('calls a target with its token', async (t) => {
     const shop = await originOf(createServer((request, response) => response.end(request.headers['x-client-id'])).listen(0, '127.0.0.1'));
-    await using client = k8sSaAuthClient({ targets: [{ origin: shop, tokenFile: pod.tokenFile('shop') }] });
+    const client = k8sSaAuthClient({ targets: [{ origin: shop, tokenFile: pod.tokenFile('shop') }] });
+    t.after(() => client.close());
     const calling = new Koa();
     calling.use(client).use(async (ctx) => {
       ctx.body = await (await ctx.serviceFetch(`${shop}/x`)).text();

@@ -358,15 +358,17 @@ describe('createAuthority, set up otherwise', () => {
   const whoami = '/apis/authentication.k8s.io/v1/selfsubjectreviews';
   const anonymous = { authorization: '' };
 
-  it('lets nobody in without credentials, and says nothing of a token that is none', async () => {
-    await using authority = await createAuthority({ anonymous: false });
+  it('lets nobody in without credentials, and says nothing of a token that is none', async (t) => {
+    const authority = await createAuthority({ anonymous: false });
+    t.after(() => authority.close());
     const pod = await authority.pod('store/store');
     assert.equal((await ask(pod, 'GET', '/livez', undefined, anonymous)).status, 401);
     assert.deepEqual(await review(pod, ' x'), { user: {} });
   });
 
-  it('lets them in at some paths, and cuts the connection of a reviewer that sends a token which is none', async () => {
-    await using authority = await createAuthority({ anonymous: ['/livez'] });
+  it('lets them in at some paths, and cuts the connection of a reviewer that sends a token which is none', async (t) => {
+    const authority = await createAuthority({ anonymous: ['/livez'] });
+    t.after(() => authority.close());
     const pod = await authority.pod('store/store');
     assert.equal((await ask(pod, 'GET', '/livez', undefined, anonymous)).status, 200);
     assert.equal((await ask(pod, 'GET', '/version', undefined, anonymous)).status, 401);
@@ -375,14 +377,16 @@ describe('createAuthority, set up otherwise', () => {
     assert.equal((await review(pod, 'x')).error, 'invalid bearer token');
   });
 
-  it('shortens the life of tokens', async () => {
-    await using authority = await createAuthority({ maxTokenExpirationSeconds: 3600 });
+  it('shortens the life of tokens', async (t) => {
+    const authority = await createAuthority({ maxTokenExpirationSeconds: 3600 });
+    t.after(() => authority.close());
     const { exp, iat } = claimsOf(await authority.token('api/api', { audience: 'store', expirationSeconds: 7200 }));
     assert.equal(Number(exp) - Number(iat), 3600);
   });
 
-  it('issues tokens of the first issuer, and accepts those of all', async () => {
-    await using authority = await createAuthority({ issuer: ['https://new.example', 'https://old.example'], apiAudiences: ['api'] });
+  it('issues tokens of the first issuer, and accepts those of all', async (t) => {
+    const authority = await createAuthority({ issuer: ['https://new.example', 'https://old.example'], apiAudiences: ['api'] });
+    t.after(() => authority.close());
     const pod = await authority.pod('store/store');
     const token = await authority.token('api/api', { audience: 'store' });
     assert.equal(claimsOf(token)['iss'], 'https://new.example');
@@ -393,8 +397,9 @@ describe('createAuthority, set up otherwise', () => {
     assert.equal(JSON.parse(text).issuer, 'https://new.example');
   });
 
-  it('signs with a curve after a rotation to ES256', async () => {
-    await using authority = await createAuthority();
+  it('signs with a curve after a rotation to ES256', async (t) => {
+    const authority = await createAuthority();
+    t.after(() => authority.close());
     const pod = await authority.pod('store/store');
     authority.rotateSigningKey({ algorithm: 'ES256' });
     const token = await authority.token('api/api', { audience: 'store' });
@@ -422,13 +427,14 @@ describe('createAuthority, set up otherwise', () => {
     await assert.rejects(createAuthority({ maxTokenExpirationSeconds: 600 }), { message: /^"maxTokenExpirationSeconds" must be/ });
   });
 
-  it('answers from memory while its storage does not answer', async () => {
-    await using authority = await createAuthority();
+  it('answers from memory while its storage does not answer', async (t) => {
+    const authority = await createAuthority();
+    t.after(() => authority.close());
     const pod = await authority.pod('store/store');
     const known = await authority.token('api/api', { audience: 'store' });
     const gone = await authority.token('api/gone', { audience: 'store' });
     await authority.delete('serviceaccount', 'api/gone');
-    using _outage = authority.fail('etcd-outage', { delayMs: 1 });
+    authority.fail('etcd-outage', { delayMs: 1 });
     assert.equal((await review(pod, known)).authenticated, true);
     const { error = '' } = await review(pod, gone);
     assert.equal(

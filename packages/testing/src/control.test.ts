@@ -103,8 +103,9 @@ describe('run', () => {
   const print = 'console.log(JSON.stringify(process.env))';
   const wait = "process.on('SIGTERM', () => process.exit(7)); console.log('ready'); setInterval(() => undefined, 1000)";
 
-  it('starts a process with the environment of the pod alone, and what is said otherwise', async () => {
-    await using authority = await createAuthority();
+  it('starts a process with the environment of the pod alone, and what is said otherwise', async (t) => {
+    const authority = await createAuthority();
+    t.after(() => authority.close());
     const pod = await authority.pod('shop/shop');
     const env = { PORT: '1', KUBERNETES_SERVICE_HOST: 'localhost' };
     const child = authority.run(pod, process.execPath, ['-e', print], { stdio: ['ignore', 'pipe', 'inherit'], env });

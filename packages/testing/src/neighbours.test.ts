@@ -24,8 +24,9 @@ const cases: readonly Case[] = readFileSync(new URL('fixtures/neighbours.jsonl',
   .split('\n')
   .map((line) => JSON.parse(line));
 
-it('answers the neighbours of the recorded requests as a real API server', async () => {
-  await using authority = await createAuthority();
+it('answers the neighbours of the recorded requests as a real API server', async (t) => {
+  const authority = await createAuthority();
+  t.after(() => authority.close());
   const { certificate: cert, key } = await authority.user('admin', { groups: ['system:masters'] });
   const ca = readFileSync(authority.caFile);
   const [administrator, nobody] = [new Agent({ keepAlive: true, ca, cert, key }), new Agent({ keepAlive: true, ca })];

@@ -66,8 +66,9 @@ describe('users with a client certificate', () => {
     assert.match((await ask(user, 'POST', whoami, {}, token)).text, /"username":"jane"/);
   });
 
-  it('are nobody with a certificate of another CA, unless a token says who they are', async () => {
-    await using stranger = await createAuthority();
+  it('are nobody with a certificate of another CA, unless a token says who they are', async (t) => {
+    const stranger = await createAuthority();
+    t.after(() => stranger.close());
     const user = await stranger.user('root', { groups: ['system:masters'] });
     assert.equal((await ask(user, 'POST', whoami, {})).status, 401);
     assert.equal((await ask(user, 'GET', '/version')).status, 401);
@@ -75,8 +76,9 @@ describe('users with a client certificate', () => {
     assert.match((await ask(user, 'POST', whoami, {}, token)).text, /"username":"system:serviceaccount:shop:shop"/);
   });
 
-  it('are nobody when the certificate has ended, by the clock of the authority', async () => {
-    await using later = await createAuthority();
+  it('are nobody when the certificate has ended, by the clock of the authority', async (t) => {
+    const later = await createAuthority();
+    t.after(() => later.close());
     const user = await later.user('jane', { expiresAt: new Date(Date.now() + day) });
     assert.equal((await askAs(later, user, 'GET', '/version')).status, 200);
     later.advance(2 * day);
