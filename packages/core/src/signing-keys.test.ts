@@ -6,7 +6,7 @@ import { type Authority, createAuthority, type Pod } from '@k8s-sa-auth/testing'
 
 import { type Answer, type ApiServerConnection, ApiServerError, connectApiServer } from './api-server.ts';
 import { claimsOf } from './screening.ts';
-import { createSigningKeys, type Signature, type SigningKeys } from './signing-keys.ts';
+import { createSigningKeys, type Signature, type SigningKeys, type StrictSignature } from './signing-keys.ts';
 
 const rsa = generateKeyPairSync('rsa', { modulusLength: 2048 });
 const other = generateKeyPairSync('rsa', { modulusLength: 2048 });
@@ -55,6 +55,7 @@ const keysOf = (connection: ApiServerConnection): SigningKeys =>
     warn: (_kind, _details, message) => void warnings.push(message),
   });
 const look = (keys: SigningKeys, token: string): Promise<Signature> => keys.screen(token, claimsOf(token) ?? assert.fail());
+const strictly = (keys: SigningKeys, token: string): Promise<StrictSignature> => keys.verify(token, claimsOf(token) ?? assert.fail());
 
 describe('createSigningKeys', () => {
   beforeEach(() => {
@@ -84,7 +85,7 @@ describe('createSigningKeys', () => {
   });
 
   it('finds forged what a known key did not sign', async () => {
-    const { connection, asked } = publishing(jwkOf(rsa.publicKey, 'k'));
+    const { connection, asked } = publishing(jwkOf(rsa.publicKey, 'k'), jwkOf(ec.publicKey, 'e'));
     const keys = keysOf(connection);
     await keys.load();
     const [header, claims, signature = ''] = mint({ alg: 'RS256', kid: 'k' }).split('.');
@@ -92,6 +93,9 @@ describe('createSigningKeys', () => {
     assert.equal(await look(keys, `${header}.${encode({ ...payload, aud: ['b'] })}.${signature}`), 'forged');
     assert.equal(await look(keys, `${header}.${claims}.${signature.slice(0, 40)}`), 'forged');
     assert.equal(await look(keys, mint({ alg: 'ES256', kid: 'k' }, ec.privateKey)), 'forged');
+    // Signed with the key, under the name of an algorithm of the other type.
+    assert.equal(await look(keys, mint({ alg: 'ES256', kid: 'k' })), 'forged');
+    assert.equal(await look(keys, mint({ alg: 'RS256', kid: 'e' }, ec.privateKey)), 'forged');
     assert.equal(asked.length, 1);
   });
 
@@ -171,16 +175,15 @@ describe('createSigningKeys', () => {
     const keys = keysOf(connection);
     await keys.load();
     const token = mint({ alg: 'RS256', kid: 'k' });
-    const verify = (): Promise<unknown> => keys.verify(token, claimsOf(token) ?? assert.fail());
     for (const odd of [[], [{ kty: 'OKP', kid: 'x' }, 'text' as never]]) {
       publish(...odd);
       mock.timers.tick(301_000);
-      assert.equal(await verify(), 'verified');
+      assert.equal(await strictly(keys, token), 'verified');
       // The load of the turn before has ended.
-      assert.equal(await verify(), 'verified');
+      assert.equal(await strictly(keys, token), 'verified');
     }
     mock.timers.tick(3_600_000);
-    assert.equal(await verify(), 'unavailable');
+    assert.equal(await strictly(keys, token), 'unavailable');
     assert.match(warnings.join(), /names no key that is understood/);
   });
 
@@ -196,6 +199,104 @@ describe('createSigningKeys', () => {
     await keys.load();
     assert.equal(await look(keys, mint({ alg: 'RS256', kid: 'k' })), 'verified');
     assert.equal(await look(keys, mint({ alg: 'RS256', kid: 'odd' })), 'unscreened');
+  });
+
+  it('remembers 64 keys, and lets go first of those that were last named longest ago', async () => {
+    const { connection, publish } = publishing(jwkOf(rsa.publicKey, 'lasting'), jwkOf(rsa.publicKey, 'gone'));
+    const keys = keysOf(connection);
+    await keys.load();
+    for (const round of [1, 2, 3]) {
+      publish(jwkOf(rsa.publicKey, 'lasting'), ...Array.from({ length: 21 }, (_, n) => jwkOf(rsa.publicKey, `${round}.${n}`)));
+      mock.timers.tick(30_000);
+      assert.equal(await look(keys, mint({ alg: 'RS256', kid: `${round}.0` })), 'verified');
+    }
+    assert.equal(await look(keys, mint({ alg: 'RS256', kid: 'gone' })), 'unscreened');
+    assert.equal(await look(keys, mint({ alg: 'RS256', kid: 'lasting' })), 'verified');
+    assert.equal(await look(keys, mint({ alg: 'RS256', kid: '1.0' })), 'verified');
+  });
+
+  it('loads them anew where the clock was set back, which makes nothing younger', async () => {
+    const { connection, asked, publish } = publishing(jwkOf(rsa.publicKey, 'old'));
+    const keys = keysOf(connection);
+    await keys.load();
+    publish(jwkOf(rsa.publicKey, 'new'));
+    mock.timers.setTime(Date.now() - 86_400_000);
+    assert.equal(await strictly(keys, mint({ alg: 'RS256', kid: 'new' })), 'verified');
+    assert.equal(asked.length, 2);
+  });
+
+  it('says nothing of keys that it no longer asks for', async () => {
+    const keys = keysOf(publishing(new ApiServerError('closed', 'The connection to the API server was closed')).connection);
+    assert.equal(await keys.load(), false);
+    assert.deepEqual(warnings, []);
+  });
+});
+
+describe('verify, in place of a review', () => {
+  const p384 = generateKeyPairSync('ec', { namedCurve: 'P-384' });
+
+  beforeEach(() => {
+    warnings = [];
+    mock.timers.enable({ apis: ['Date'], now: 1_800_000_000_000 });
+  });
+  afterEach(() => mock.timers.reset());
+
+  it('takes the algorithm that the JWKS names for the key, and no other', async () => {
+    const keys = keysOf(publishing({ ...jwkOf(rsa.publicKey, 'k'), alg: 'RS256' }).connection);
+    await keys.load();
+    const found = await Promise.all(['RS256', 'RS384', 'RS512', 'PS256'].map((alg) => strictly(keys, mint({ alg, kid: 'k' }))));
+    assert.deepEqual(found, ['verified', 'forged', 'forged', 'forged']);
+  });
+
+  it('takes those of the key’s type where the JWKS names none', async () => {
+    const keys = keysOf(publishing(jwkOf(rsa.publicKey, 'k'), jwkOf(p384.publicKey, 'e')).connection);
+    await keys.load();
+    const byRsa = await Promise.all(['RS256', 'RS512', 'PS384'].map((alg) => strictly(keys, mint({ alg, kid: 'k' }))));
+    assert.deepEqual(byRsa, ['verified', 'verified', 'verified']);
+    // ES256 with this key is a signature that could be verified, and an algorithm that is another curve's.
+    const byCurve = await Promise.all(['ES384', 'ES256'].map((alg) => strictly(keys, mint({ alg, kid: 'e' }, p384.privateKey))));
+    assert.deepEqual(byCurve, ['verified', 'forged']);
+  });
+
+  it('takes no key for an algorithm that is not its own, whatever the JWKS says', async () => {
+    const keys = keysOf(
+      publishing({ ...jwkOf(rsa.publicKey, 'k'), alg: 'ES256' }, { ...jwkOf(ec.publicKey, 'e'), alg: 'RS256' }).connection,
+    );
+    await keys.load();
+    assert.equal(await strictly(keys, mint({ alg: 'RS256', kid: 'k' })), 'forged');
+    assert.equal(await strictly(keys, mint({ alg: 'ES256', kid: 'e' }, ec.privateKey)), 'forged');
+  });
+
+  it('takes no key that only an earlier answer named', async () => {
+    const { connection, publish } = publishing(jwkOf(rsa.publicKey, 'old'));
+    const keys = keysOf(connection);
+    await keys.load();
+    publish(jwkOf(other.publicKey, 'new'));
+    mock.timers.tick(30_000);
+    assert.equal(await strictly(keys, mint({ alg: 'RS256', kid: 'new' }, other.privateKey)), 'verified');
+    mock.timers.tick(30_000);
+    assert.equal(await strictly(keys, mint({ alg: 'RS256', kid: 'old' })), 'unknown');
+    assert.equal(await look(keys, mint({ alg: 'RS256', kid: 'old' })), 'verified');
+  });
+
+  it('counts the hour of an answer from when it was asked for', async () => {
+    const { connection } = publishing(jwkOf(rsa.publicKey, 'k'));
+    let isSlow = false;
+    const keys = keysOf({
+      ...connection,
+      ask(question, waitMs) {
+        if (isSlow) return Promise.reject(new ApiServerError('timeout', 'The API server did not answer in time'));
+        mock.timers.tick(900);
+        isSlow = true;
+        return connection.ask(question, waitMs);
+      },
+    });
+    await keys.load();
+    const token = mint({ alg: 'RS256', kid: 'k' });
+    mock.timers.tick(3_600_000 - 901);
+    assert.equal(await strictly(keys, token), 'verified');
+    mock.timers.tick(1);
+    assert.equal(await strictly(keys, token), 'unavailable');
   });
 });
 
