@@ -90,6 +90,11 @@ describe('createBreaker', () => {
     fail(1);
     await settled();
     assert.equal(breaker.isOpen(), true);
+    // Waits as at first again.
+    const { asked } = state;
+    mock.timers.tick(1_200);
+    await settled();
+    assert.equal(state.asked, asked + 1);
   });
 
   it('tells once that it opens, and once that it shuts again', async () => {
@@ -130,6 +135,16 @@ describe('createBreaker', () => {
     fail(50);
     await settled();
     assert.equal(state.asked, 1);
+  });
+
+  it('stays ended where it was closed while its question was under way', async () => {
+    const { breaker, state, fail } = cluster(false);
+    fail(5);
+    breaker.close();
+    await settled();
+    mock.timers.tick(10_000);
+    await settled();
+    assert.deepEqual([breaker.isOpen(), breaker.state(), state.asked, state.told], [false, 'shut', 1, []]);
   });
 
   it('asks nothing after close', async () => {

@@ -21,4 +21,17 @@ describe('createPlaces', () => {
     places.free('jobs');
     assert.deepEqual(places.counts(), { inFlight: 31, waiting: 0 });
   });
+
+  it('takes nobody out of the queue for one that has its place already', async () => {
+    const places = createPlaces();
+    for (let taken = 0; taken < 32; taken++) assert.equal(await places.take(undefined, Infinity), undefined);
+    const nowMs = performance.now();
+    const early = places.take('api', nowMs + 1_000);
+    places.free(undefined);
+    assert.equal(await early, undefined);
+    const late = places.take('jobs', nowMs + 9_000);
+    mock.timers.tick(5_000);
+    places.free('api');
+    assert.equal(await late, undefined);
+  });
 });
