@@ -167,6 +167,19 @@ describe('createInterceptor on undici 8', () => {
     await wrong.close();
   });
 
+  it('waits for a token no longer than the request’s signal', async () => {
+    const fresh = createServiceClient({
+      targets: [{ origin: shop.named, tokenFile: `${api.tokenFile('shop')}-late` }],
+      logger: { info() {}, warn() {}, error() {} },
+    });
+    const controller = new AbortController();
+    const asked = get('/', agent(createInterceptor(fresh)), { signal: controller.signal });
+    setImmediate(() => controller.abort(new Error('enough')));
+    await assert.rejects(asked, { message: 'enough' });
+    await fresh.close();
+    assert.deepEqual(shop.tokens(), []);
+  });
+
   it('takes no client but ours', () => {
     assert.throws(() => createInterceptor({ ...client, serviceFetch: fetch }), { name: 'TypeError', message: /createServiceClient/ });
   });

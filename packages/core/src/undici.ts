@@ -5,7 +5,7 @@ import type { Duplex } from 'node:stream';
 import type { Dispatcher } from 'undici';
 
 import { formatCredential, refusesToken } from './credential.ts';
-import { type NamedTarget, type ServiceClient, targetFinder } from './service-client.ts';
+import { type NamedTarget, type ServiceClient, targetFinder, unlessAborted } from './service-client.ts';
 import { canSendAgain } from './service-fetch.ts';
 
 /**
@@ -47,8 +47,7 @@ export function createInterceptor(client: ServiceClient): Dispatcher.DispatcherC
       if (token !== undefined) return send(chain, target, token, { ...options, origin }, handler, canSendAgain(options.body));
       // As it is now: its owner may go on to use it for another one.
       const kept = { ...options, origin, headers: withHeader(options.headers, target.header, '') };
-      target.file
-        .token()
+      unlessAborted(target.file.token(), signalOf(options))
         .then((late) => send(chain, target, late, kept, handler, canSendAgain(kept.body)))
         .catch((error: Error) => handler.onResponseError?.(inertController(error), error));
       return true;
@@ -73,6 +72,12 @@ function send(chain: Chain, target: NamedTarget, token: string, options: Options
   // Read by an inner redirect(); an outer one has taken it off already. Not among the types of DispatchOptions.
   const sent = { ...options, headers, maxRedirections: 0 };
   return chain.dispatch(sent, new Relay(chain, target, sent, handler, mayAgain ? token : undefined));
+}
+
+// What `request` and its like were given. Not among the types of DispatchOptions; undici takes an EventEmitter too, which ends no wait.
+function signalOf(options: Options): AbortSignal | undefined {
+  const { signal } = options as { readonly signal?: unknown };
+  return signal instanceof AbortSignal ? signal : undefined;
 }
 
 type Headers = Dispatcher.DispatchOptions['headers'];
