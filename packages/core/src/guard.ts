@@ -79,13 +79,13 @@ export type OptInGuard = Omit<Guard, 'check' | 'checkNow'>;
  * Touches no network: the first request does, or `ready()`.
  */
 export function createGuard(options: GuardOptions): Guard {
-  refuseUnknown('createGuard', options, [...routeOptions, ...connectionOptions]);
+  refuseUnknown('The guard', options, [...routeOptions, ...connectionOptions]);
   return createFamily(options, readRoute(pick(options, routeOptions), undefined));
 }
 
 /** Creates a guard whose routes alone name audience and callers. They inherit what else it says. Throws as `createGuard` does. */
 export function createOptInGuard(options: ConnectionOptions & Pick<RouteGuard, (typeof optInOptions)[number]>): OptInGuard {
-  refuseUnknown('createOptInGuard', options, [...optInOptions, ...connectionOptions]);
+  refuseUnknown('A guard whose routes alone name "audience" and "allow"', options, [...optInOptions, ...connectionOptions]);
   const settings = readSettings(pick(options, optInOptions), undefined);
   return createFamily(options, { ...settings, audiences: [], isAllowed: () => false, mayBeAllowed: () => false });
 }
@@ -325,7 +325,7 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
         if (showsToken(request, header)) takeCredential(request, header, forwardToken || !enforced);
       },
       with: (own) => {
-        refuseUnknown('a route’s guard', own, routeOptions);
+        refuseUnknown('A route’s guard', own, routeOptions);
         return guardRoute(readRoute(own, route));
       },
       responseHeaders: enforced ? responseHeadersFor(header) : {},

@@ -91,7 +91,7 @@ export function targetFinder(client: ServiceClient): (origin: string) => NamedTa
  * Throws a TypeError on options that are not understood, an origin that is not one, or an origin named twice.
  */
 export function createServiceClient(options: ClientOptions): ServiceClient {
-  refuseUnknown('createServiceClient', options, ['targets', 'fetch', 'logger']);
+  refuseUnknown('The service client', options, ['targets', 'fetch', 'logger']);
   if (!Array.isArray(options.targets) || options.targets.length === 0) {
     throw new TypeError(`"targets" is required: [{ origin: 'http://app.shop', tokenFile: '/var/run/secrets/tokens/shop' }]`);
   }
@@ -154,7 +154,7 @@ export async function unlessAborted<T>(promise: Promise<T>, signal: AbortSignal 
 }
 
 function readTarget(options: TargetOptions): { origins: readonly string[]; tokenFile: string; header: TokenHeader } {
-  refuseUnknown('a target', options, ['origin', 'tokenFile', 'header']);
+  refuseUnknown('A target', options, ['origin', 'tokenFile', 'header']);
   const { origin, tokenFile, header = 'x-client-id' } = options;
   const named = typeof origin === 'string' ? [origin] : origin;
   if (!Array.isArray(named) || named.length === 0)

@@ -300,7 +300,7 @@ export async function createAuthority({ manifests, port = 0, ...others }: Author
   const answerControl = createControl(authority, log);
 
   function bindReviewer(namespace: string, name: string): void {
-    const binding = `${namespace}-${name}-auth-delegator`;
+    const binding = `${namespace}:${name}:auth-delegator`;
     if (cluster.objects.find('ClusterRoleBinding', binding) !== undefined) return;
     cluster.objects.create({
       kind: 'ClusterRoleBinding',

@@ -49,7 +49,7 @@ describe('kubectl', () => {
     const files = examples.flatMap((file) => ['-f', file]);
     const first = await kubectl('apply', ...files);
     assert.match(first, /^deployment\.apps\/app created$/m);
-    assert.match(first, /^clusterrolebinding\S+\/secret-store-secret-store-auth-delegator created$/m);
+    assert.match(first, /^clusterrolebinding\S+\/secret-store:secret-store:auth-delegator created$/m);
     const second = await kubectl('apply', ...files);
     assert.doesNotMatch(second, /created|configured/);
     assert.deepEqual(
