@@ -11,6 +11,7 @@ import type { IncomingRequest } from './credential.ts';
 import { type Decision, decisionChannel } from './decision.ts';
 import { createGuard, createOptInGuard, type Guard } from './guard.ts';
 import type { GuardOptions, RouteGuard } from './options.ts';
+import { processStatus } from './status.ts';
 
 let authority: Authority;
 let store: Pod;
@@ -433,6 +434,29 @@ describe('guard.check', () => {
     assert.equal(reviews(), asked + 2);
   });
 
+  it('goes on asking one that fails reviews and is too busy for its own question: it answers', async () => {
+    authority.fail('broken-body');
+    authority.fail('too-many-requests', { resource: 'selfsubjectaccessreviews' });
+    const guard = guardWith();
+    for (let failed = 0; failed < 5; failed++) {
+      await assert.rejects(guard.check(carrying(await authority.token('api/api', { audience: 'secret-store', pod: `api-${failed}` }))));
+    }
+    const state = (): unknown => processStatus().guards.map(({ breaker }) => breaker);
+    assert.deepEqual(state(), ['asking']);
+    while (processStatus().guards[0]?.breaker === 'asking') await new Promise(setImmediate);
+    assert.deepEqual(state(), ['shut']);
+  });
+
+  it('tells at close how many refusals it held back', async () => {
+    const told: object[] = [];
+    const guard = guardWith({ logger: { ...quiet, info: (details) => void told.push(details) } });
+    for (const token of ['a', 'b', 'c']) await assert.rejects(guard.check(carrying(token)), { code: 'invalid_token' });
+    const times = (): unknown => told.map((details) => 'times' in details && details.times);
+    assert.deepEqual(times(), [1]);
+    await guard.close();
+    assert.deepEqual(times(), [1, 2]);
+  });
+
   it('throws where the audience is the API server’s own', async () => {
     const audience = 'https://kubernetes.default.svc.cluster.local';
     await assert.rejects(guardWith({ audience }).check(carrying(await apiToken(audience))), {
@@ -603,6 +627,16 @@ describe('mode observe', () => {
     const warned: string[] = [];
     guardWith({ mode: 'observe', logger: { ...quiet, warn: (_details, message) => warned.push(message) } });
     assert.deepEqual(warned, ['The guard for secret-store only observes: nothing is refused']);
+  });
+
+  it('says it of each route where only routes have audiences', () => {
+    const warned: string[] = [];
+    const logger = { ...quiet, warn: (_details: object, message: string) => void warned.push(message) };
+    const base = createOptInGuard({ apiServer: store.apiServer, mode: 'observe', logger });
+    guards.push(base);
+    assert.deepEqual(warned, []);
+    base.with({ audience: 'shop', allow: 'any' });
+    assert.deepEqual(warned, ['The guard for shop only observes: nothing is refused']);
   });
 });
 

@@ -184,8 +184,7 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
       const { claims, spender } = screened;
       const review = (leftMs: number): Promise<Verdict> =>
         isBySignature ? verify(token, claims, route.audiences) : reviewToken(apiServer, token, claims, route.audiences, leftMs);
-      // Another request's review may have ended while this one waited for its turn.
-      return await admit(route, verdicts.recall(key) ?? (await verdicts.ask(key, spender, review, deadlineMs)), question);
+      return await admit(route, await verdicts.ask(key, spender, review, deadlineMs), question);
     } finally {
       screening.askers -= 1;
       if (screening.askers === 0) screenings.delete(key);

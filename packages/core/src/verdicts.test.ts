@@ -259,6 +259,11 @@ describe('createVerdicts', () => {
     mock.timers.tick(1);
     await verdicts.ask('e', undefined, answering(unavailable));
     assert.deepEqual(told, ['warn', 'info', 'warn']);
+    // A clock that was set back silences nothing.
+    await verdicts.ask('f', undefined, answering(refused));
+    mock.timers.setTime(Date.now() - 3_600_000);
+    await verdicts.ask('g', undefined, answering(unavailable));
+    assert.deepEqual(told, ['warn', 'info', 'warn', 'info', 'warn']);
   });
 
   it('tells how many it remembers', async () => {
