@@ -68,8 +68,8 @@ describe('inspect', () => {
       assert.equal(code, 0);
       for (const part of [header, payload, signature]) assert.ok(!out.includes(part.slice(0, 10)));
     }
-    const told = JSON.parse(json.out) as { token: { serviceAccount: object; audiences: readonly string[] } };
-    assert.deepEqual([told.token.serviceAccount, told.token.audiences], [{ namespace: 'api', name: 'api' }, ['secret-store']]);
+    const told = JSON.parse(json.out) as { token: { serviceAccount: string; audiences: readonly string[] } };
+    assert.deepEqual([told.token.serviceAccount, told.token.audiences], ['api/api', ['secret-store']]);
   });
 
   it('takes no token from the command line, and does not repeat it', async () => {

@@ -52,7 +52,8 @@ export const inspect: Command = {
     const token = await takeToken(positionals);
     const described = describeToken(token);
     const ruling = guard && (await rule(token, guard, values, deadline));
-    if (values.json === true) terminal.json({ token: described ?? null, ...(ruling && { guard: ruling }) });
+    if (values.json === true)
+      terminal.json({ token: described ? { ...described, serviceAccount: accountOf(described) } : null, ...(ruling && { guard: ruling }) });
     else tell(described, ruling, terminal);
     if (ruling !== undefined) return ruling.outcome === 'refused' || ruling.outcome === 'unavailable' ? 1 : 0;
     return described === undefined ? 1 : 0;
@@ -173,11 +174,15 @@ function tell(described: TokenDescription | undefined, ruling: Ruling | undefine
   tellRuling(ruling, terminal);
 }
 
+// As a `Caller` has it.
+const accountOf = ({ serviceAccount }: TokenDescription): string | undefined =>
+  serviceAccount && `${serviceAccount.namespace}/${serviceAccount.name}`;
+
 function tellToken(described: TokenDescription, terminal: Terminal): void {
-  const { serviceAccount, pod, node, audiences, issuer, keyId, algorithm, credentialId, issuedAt, notBefore, expiresAt } = described;
+  const { pod, node, audiences, issuer, keyId, algorithm, credentialId, issuedAt, notBefore, expiresAt } = described;
   const nowMs = Date.now();
   const rows = [
-    ['ServiceAccount', serviceAccount ? `${serviceAccount.namespace}/${serviceAccount.name}` : 'none'],
+    ['ServiceAccount', accountOf(described) ?? 'none'],
     ['pod', pod ?? 'none'],
     ['node', node],
     ['audiences', audiences.join(', ') || 'none'],
