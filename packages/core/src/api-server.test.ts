@@ -270,6 +270,9 @@ describe('connectApiServer, its credentials', () => {
     assert.equal(await ask(connection), 201);
     assert.deepEqual(warnings, ['api_server_credentials']);
     copyFileSync(store.apiServer.tokenFile, files.tokenFile);
+    // Not read again for each question while it fails.
+    await ask(connection);
+    assert.deepEqual(warnings, ['api_server_credentials']);
     mock.timers.setTime(Date.now() + 60_000);
     await ask(connection);
     mock.timers.setTime(Date.now() + 60_000);
