@@ -162,7 +162,8 @@ describe('connectApiServer, asking', () => {
     await answer;
   });
 
-  it('drops its connections when it is closed', async () => {
+  // Left alone, they would be dropped after a minute of nothing.
+  it('drops its connections when it is closed', { timeout: 30_000 }, async () => {
     const upstream = Number(new URL(authority.url).port);
     const dropped = Promise.withResolvers<void>();
     const proxy = createServer((socket) => {
