@@ -185,7 +185,8 @@ describe('serviceFetch', () => {
 
   it('follows a redirect within the origin, with the token', async () => {
     shop.answer = redirect(302, '/to');
-    assert.equal(await (await shopClient().serviceFetch(`${shop.origin}/from`)).text(), 'arrived');
+    const answer = await shopClient().serviceFetch(`${shop.origin}/from`);
+    assert.deepEqual([answer.redirected, answer.url, await answer.text()], [true, `${shop.origin}/to`, 'arrived']);
     assert.deepEqual(
       shop.arrived.map((arrived) => [arrived.url, arrived.token]),
       [
@@ -217,7 +218,7 @@ describe('serviceFetch', () => {
   it('hands a redirect back where it is asked to', async () => {
     shop.answer = redirect(302, foreign.origin);
     const answer = await shopClient().serviceFetch(`${shop.origin}/from`, { redirect: 'manual' });
-    assert.equal(answer.status, 302);
+    assert.deepEqual([answer.status, answer.redirected], [302, false]);
   });
 
   it('makes a GET of a POST on 302, and sends a POST again on 307', async () => {

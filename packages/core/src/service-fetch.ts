@@ -53,7 +53,8 @@ export function createServiceFetch(findTarget: (url: URL) => NamedTarget, chosen
       }
 
       const location = follow && isRedirect(answer.status) ? answer.headers.get('location') : null;
-      if (location === null) return answer;
+      // As fetch would say, which has followed none itself.
+      if (location === null) return hops === 0 ? answer : Object.defineProperty(answer, 'redirected', { value: true });
       await discard(answer);
       url = readLocation(location, url);
       if (url.origin !== origin) {
