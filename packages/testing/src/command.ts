@@ -1,7 +1,6 @@
 #!/usr/bin/env node
 // The command: an authority as a process of its own, until a signal ends it.
 import { parseArgs } from 'node:util';
-import { createAuthority } from './authority.ts';
 
 const usage = `Usage: npx @k8s-sa-auth/testing serve [--manifests <path>]... [--port <number>]
 
@@ -26,6 +25,12 @@ async function run(args: readonly string[]): Promise<void> {
     throw new UsageError(command === undefined ? 'say "serve"' : `there is no "${positionals.join(' ')}"`);
   const port = Number(values.port ?? 0);
   if (!Number.isInteger(port) || port < 0 || port > 65_535) throw new UsageError(`"${values.port}" is no port`);
+  // Loaded only now, as an older Node than it needs would not get so far as to say so.
+  const { createAuthority } = await import('./authority.ts').catch((error: unknown) => {
+    throw error instanceof SyntaxError
+      ? new Error(`Node 22.19 or later is needed, and this is ${process.version} (${error.message})`)
+      : error;
+  });
   // Listened for before the start, so that nothing is left behind by a signal that comes during it.
   const ended = new Promise<void>((resolve) => {
     for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => resolve());
