@@ -14,7 +14,7 @@ export interface Decision {
   readonly code?: AuthCode | 'review_unavailable';
   /** Why, for operators: fixed text such as `expired` or `own_permission_missing`. */
   readonly reason?: string;
-  /** What the API server said beside it: at most 256 printable characters. It names uids and audiences, so it is not for callers. */
+  /** What the API server said beside it, or the token of a `claimant`: at most 256 printable characters. It names uids and audiences, so it is not for callers. */
   readonly detail?: string;
   /** Only where it was proven. */
   readonly caller?: Caller;
@@ -25,7 +25,7 @@ export interface Decision {
   readonly request: AskedFor;
   /** What decided: local screening, memory, a review (or the signature alone), or an acceptance kept through an outage. */
   readonly source: 'screening' | 'cache' | 'review' | 'signature' | 'stale';
-  /** In a log, 0 where nothing had to be waited for and nobody subscribed. */
+  /** In a log, 0 where it was certain at once and nobody subscribed. */
   readonly durationMs: number;
 }
 

@@ -258,6 +258,28 @@ describe('guard.check', () => {
     assert.equal(reviews(), asked);
   });
 
+  it('names to the operator whose token is for something else or has expired, where a key of the cluster says so', async () => {
+    const guard = guardWith();
+    await guard.ready();
+    const tell = async (token: string): Promise<unknown> => {
+      await assert.rejects(guard.check(carrying(token)), { code: 'invalid_token', message: 'The ServiceAccount token was not accepted' });
+      const { reason, claimant, detail, caller, source } = last();
+      return { reason, claimant, detail, caller, source };
+    };
+    const elsewhere = { reason: 'other_audience', claimant: 'api/api', detail: 'It is for vault', caller: undefined, source: 'screening' };
+    const [vault, own] = [await apiToken('vault'), await apiToken()];
+    // Ten in a second are looked at, whatever they are.
+    mock.timers.enable({ apis: ['Date'], now: Math.ceil(Date.now() / 1000) * 1000 });
+    assert.deepEqual(await tell(vault), elsewhere);
+    const nobody = { reason: 'other_audience', claimant: undefined, detail: undefined, caller: undefined, source: 'screening' };
+    assert.deepEqual(await tell(`${vault.slice(0, -8)}AAAAAAAA`), nobody);
+    for (let more = 2; more < 10; more++) assert.deepEqual(await tell(vault), elsewhere);
+    assert.deepEqual(await tell(vault), nobody);
+    mock.timers.tick(3_600_000);
+    const { exp } = JSON.parse(Buffer.from(own.split('.')[1] ?? '', 'base64url').toString()) as { exp: number };
+    assert.deepEqual(await tell(own), { ...elsewhere, reason: 'expired', detail: `It expired at ${new Date(exp * 1000).toISOString()}` });
+  });
+
   it('refuses another spelling of a good token, which the API server would accept', async () => {
     const token = await apiToken();
     await assert.rejects(guardWith().check(carrying(` ${token}`)), { code: 'invalid_token' });

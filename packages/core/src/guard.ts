@@ -5,8 +5,16 @@ import { inspect } from 'node:util';
 import { ApiServerError, connectApiServer } from './api-server.ts';
 import { createBreaker } from './breaker.ts';
 import { type AskedFor, type Caller, formatUsername } from './caller.ts';
-import { type IncomingRequest, refusalError, responseHeadersFor, showsToken, takeCredential, unavailableError } from './credential.ts';
-import { createReporter, type Ruling } from './decision.ts';
+import {
+  type IncomingRequest,
+  type Refusal,
+  refusalError,
+  responseHeadersFor,
+  showsToken,
+  takeCredential,
+  unavailableError,
+} from './credential.ts';
+import { createReporter, type Decision, type Ruling } from './decision.ts';
 import { createLog, printable } from './logger.ts';
 import {
   connectionOptions,
@@ -23,7 +31,7 @@ import {
 } from './options.ts';
 import { createPlaces } from './places.ts';
 import { createReadiness } from './readiness.ts';
-import { screen as screenClaims, type ScreenedClaims } from './screening.ts';
+import { screen as screenClaims, type ScreenedClaims, type ScreeningRefusal } from './screening.ts';
 import { createSigningKeys, type Signature } from './signing-keys.ts';
 import { answerRollCall } from './status.ts';
 import { type AuthorizedRequest, plainPath, type Requirement, reviewAccess } from './subject-access-review.ts';
@@ -241,7 +249,7 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
   async function screen(route: Route, key: string, token: string, screening: Screening): Promise<Ruling | Screened> {
     const source = 'screening';
     const claims = screenClaims(token, route.audiences);
-    if ('code' in claims) return { outcome: 'refused', ...claims, source };
+    if ('code' in claims) return { outcome: 'refused', ...nameOwner(token, claims), source };
     const signature = verdicts.isKnown(key) ? 'unscreened' : await screenSignature(screening, token, claims);
     if (signature === 'forged') return { outcome: 'refused', code: 'invalid_token', reason: 'forged', source };
     if (signature === 'limited') return { outcome: 'unavailable', reason: 'unknown_keys', source };
@@ -251,6 +259,17 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
       return { outcome: 'refused', code: 'caller_not_allowed', reason: 'not_in_allow', claimant: `${namespace}/${name}`, source };
     }
     return { claims, spender: formatUsername(claims.identity) };
+  }
+
+  // Whose token for something else it is, or whose old one, where one of the cluster's keys says so: somebody has to mend that.
+  function nameOwner(token: string, { claims, ...refusal }: ScreeningRefusal): Refusal & Pick<Decision, 'claimant'> {
+    if (claims === undefined || !signingKeys.hasSigned(token, claims)) return refusal;
+    const { namespace, name } = claims.identity;
+    const what =
+      refusal.reason === 'expired'
+        ? `It expired at ${new Date(claims.expiresAtMs).toISOString()}`
+        : `It is for ${claims.audiences.join(', ')}`;
+    return { ...refusal, claimant: `${namespace}/${name}`, detail: printable(what) };
   }
 
   // The dearest thing that a stranger can make us do. So callers that are remembered pass it by, and it is done once for all that ask about the

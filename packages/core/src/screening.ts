@@ -29,26 +29,31 @@ export interface ScreenedClaims extends Claims {
   readonly identity: Identity;
 }
 
+/** Why a token is refused. `claims` where a ServiceAccount's token is good for something else, or no more: its owner will want to know. */
+export type ScreeningRefusal = Refusal & { readonly claims?: ScreenedClaims };
+
 /**
  * Refuses a token by its shape and claims, or returns what it claims.
  *
  * Shape matters as much as claims: to a token that begins with white space an API server answers that it is
  * authenticated, with the asked audiences (kubernetes/kubernetes#106142), and it accepts many spellings of one token.
  */
-export function screen(token: string, audiences: readonly string[]): ScreenedClaims | Refusal {
+export function screen(token: string, audiences: readonly string[]): ScreenedClaims | ScreeningRefusal {
   const jwt = parseJwt(token);
   if (jwt === undefined) return { code: 'invalid_token', reason: 'not_a_jwt' };
   const { alg } = jwt.header;
   if (typeof alg !== 'string' || !algorithms.has(alg) || Object.hasOwn(jwt.header, 'crit')) {
     return { code: 'invalid_token', reason: 'algorithm' };
   }
-  const claims = readClaims(jwt);
-  if (claims === undefined) return { code: 'invalid_token', reason: 'claims_missing' };
-  const { identity } = claims;
+  const read = readClaims(jwt);
+  if (read === undefined) return { code: 'invalid_token', reason: 'claims_missing' };
+  const { identity } = read;
   if (identity === undefined) return { code: 'invalid_token', reason: 'not_a_service_account' };
-  if (!claims.audiences.some((audience) => audiences.includes(audience))) return { code: 'invalid_token', reason: 'other_audience' };
-  if (claims.expiresAtMs + leewayMs < Date.now()) return { code: 'invalid_token', reason: 'expired' };
-  return { ...claims, identity };
+  const claims = { ...read, identity };
+  if (!claims.audiences.some((audience) => audiences.includes(audience)))
+    return { code: 'invalid_token', reason: 'other_audience', claims };
+  if (claims.expiresAtMs + leewayMs < Date.now()) return { code: 'invalid_token', reason: 'expired', claims };
+  return claims;
 }
 
 type JsonObject = Readonly<Record<string, unknown>>;

@@ -20,6 +20,8 @@ export interface SigningKeys {
   screen(token: string, claims: Claims): Promise<Signature>;
   /** As strict as accepting by signature alone must be: only keys that the last answer names, at most an hour old, and for their algorithm. */
   verify(token: string, claims: Claims): Promise<StrictSignature>;
+  /** Whether a key at hand signed this token, which is refused whatever the answer. Asks nobody, and looks ten times a second at most. */
+  hasSigned(token: string, claims: Claims): boolean;
   /** Loads the keys if there are none yet, and tells whether there are. Never rejects: without keys, the cluster is asked. */
   load(): Promise<boolean>;
   /** When they were last loaded; undefined where they never were. */
@@ -31,6 +33,7 @@ const strictReloadEveryMs = 300_000;
 const strictAgeMs = 3_600_000;
 const loadMs = 1_000;
 const unknownPerSecond = 10;
+const refusedPerSecond = 10;
 // Kept when a reload no longer names them, since two API servers may disagree while keys rotate. They refuse, they never accept.
 const maxKeys = 64;
 
@@ -41,8 +44,8 @@ export function createSigningKeys(apiServer: ApiServerConnection, log: Log): Sig
   let current: ReadonlySet<string> = new Set();
   let loading: Promise<void> | undefined;
   let isFailing = false;
-  let second = 0;
-  let unknownInSecond = 0;
+  const takeUnknown = createBudget(unknownPerSecond);
+  const takeRefused = createBudget(refusedPerSecond);
 
   // Failed loads count too: whoever sends unknown key ids must not make us ask more often.
   function reload(): Promise<void> {
@@ -81,13 +84,6 @@ export function createSigningKeys(apiServer: ApiServerConnection, log: Log): Sig
     return verifies(key.key, algorithm, token) ? 'verified' : 'forged';
   }
 
-  function takeUnknown(): boolean {
-    const now = Math.floor(Date.now() / 1000);
-    if (now !== second) [second, unknownInSecond] = [now, 0];
-    unknownInSecond += 1;
-    return unknownInSecond <= unknownPerSecond;
-  }
-
   return {
     async screen(token, claims) {
       const known = look(token, claims);
@@ -112,6 +108,7 @@ export function createSigningKeys(apiServer: ApiServerConnection, log: Log): Sig
       if (key === undefined) return loadedAtMs >= arrivedAtMs ? 'unknown' : 'limited';
       return key.algorithms.includes(algorithm) && verifies(key.key, algorithm, token) ? 'verified' : 'forged';
     },
+    hasSigned: (token, claims) => takeRefused() && look(token, claims) === 'verified',
     async load() {
       if (keys.size === 0) await reload();
       return keys.size > 0;
@@ -124,6 +121,18 @@ interface PublicKey {
   readonly key: KeyObject;
   /** Which of a token's algorithms fit it: the one that the JWKS names, else those of its type. */
   readonly algorithms: readonly string[];
+}
+
+// So many in each second.
+function createBudget(perSecond: number): () => boolean {
+  let second = 0;
+  let taken = 0;
+  return () => {
+    const now = Math.floor(Date.now() / 1000);
+    if (now !== second) [second, taken] = [now, 0];
+    taken += 1;
+    return taken <= perSecond;
+  };
 }
 
 // A clock that was set back makes nothing younger than it is.
