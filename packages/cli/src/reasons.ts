@@ -3,6 +3,8 @@
 const advice: Readonly<Record<string, string>> = {
   no_token:
     'The caller sends no token. Call through createServiceClient with a target for this origin, and the header that this guard reads',
+  token_in_other_header:
+    'The caller sends its token in the header that this guard does not read. Give its target and the guard the same "header"',
   other_scheme:
     'The Authorization header holds something else than "Bearer <token>". Let the client write it, with header: "authorization"',
   header_repeated: 'The header arrives more than once. Look for a proxy, or for code of the caller, that adds it to what the client wrote',

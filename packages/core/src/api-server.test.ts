@@ -317,6 +317,14 @@ describe('connectApiServer, finding the API server', () => {
     assert.equal(await inProcess({ KUBECONFIG: authority.kubeconfig }, script), '@kubernetes/client-node\nready\n');
   });
 
+  it('says what to do in a pod that has no token of its own', async () => {
+    const env = { ...store.env, K8S_SA_AUTH_ROOT: join(directory, 'bare') };
+    assert.match(
+      await inProcess(env, ready),
+      /^ClusterError: .*bare\/var\/run\/secrets\/kubernetes\.io\/serviceaccount\/\S+ does not exist\. .*automountServiceAccountToken: true/,
+    );
+  });
+
   it('finds it outside a pod by KUBECONFIG', async () => {
     assert.equal(await inProcess({ KUBECONFIG: authority.kubeconfig }, ready), 'ready\n');
   });
@@ -427,6 +435,16 @@ describe('connectApiServer, finding the API server', () => {
 
   it('refuses an address that is not https:', () => {
     assert.throws(() => connect({ ...store.apiServer, url: 'http://127.0.0.1' }), { name: 'TypeError', message: /not an https: URL/ });
+  });
+
+  it('refuses what is no object, and an address without the files', () => {
+    const rejects = (options: unknown, message: RegExp): void =>
+      assert.throws(() => connect(options as ApiServer), { name: 'TypeError', message });
+    rejects(store.apiServer.url, /^"apiServer" takes an object with url, caFile, tokenFile, not https:/);
+    rejects(null, /^"apiServer" takes an object/);
+    rejects({ url: store.apiServer.url }, /^"apiServer\.caFile" is required: the path of a file$/);
+    rejects({ ...store.apiServer, tokenFile: '' }, /^"apiServer\.tokenFile" is required/);
+    rejects({ kubeconfig: 7 }, /^"apiServer\.kubeconfig" is required/);
   });
 
   it('refuses options that it does not know', () => {

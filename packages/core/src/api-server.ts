@@ -1,6 +1,6 @@
 // How the API server is asked: over kept connections, with credentials that are reloaded, in two attempts, reading no more than it may.
 
-import type { IncomingMessage } from 'node:http';
+import type { ClientRequest, IncomingMessage } from 'node:http';
 import type { RequestOptions } from 'node:https';
 
 import { type ApiServer, type Credentials, findEndpoint } from './endpoint.ts';
@@ -216,7 +216,7 @@ function send(path: string, { connection, headers }: Loaded, question: Question,
         isSecure = true;
       });
     });
-    request.on('error', (error: NodeJS.ErrnoException) => end(failure ?? explain(error, !isSecure, request.reusedSocket)));
+    request.on('error', (error: NodeJS.ErrnoException) => end(failure ?? explain(error, request, !isSecure)));
     request.once('response', (response) => {
       const chunks: Buffer[] = [];
       let bytes = 0;
@@ -238,16 +238,16 @@ function send(path: string, { connection, headers }: Loaded, question: Question,
 }
 
 // A connection that was never made, or that had been dropped while idle, carried no question: asking again asks once.
-function explain(error: NodeJS.ErrnoException, isConnecting: boolean, isReused: boolean): ApiServerError {
+function explain(error: NodeJS.ErrnoException, { host, reusedSocket }: ClientRequest, isConnecting: boolean): ApiServerError {
   const code = error.code ?? error.message;
   if (/CERT|UNABLE_TO_|ERR_TLS/.test(code)) {
     return new ApiServerError(
       'certificate_not_trusted',
-      `The API server's certificate is not trusted (${code}): is the CA file the cluster's?`,
+      `The certificate of the API server at ${host} is not trusted (${code}): is the CA file the cluster's?`,
     );
   }
-  if (isConnecting) return new ApiServerError('connection_failed', `The API server cannot be connected to (${code})`, true);
-  return new ApiServerError('connection_reset', `The connection to the API server ended before an answer (${code})`, isReused);
+  if (isConnecting) return new ApiServerError('connection_failed', `The API server at ${host} cannot be connected to (${code})`, true);
+  return new ApiServerError('connection_reset', `The connection to the API server ended before an answer (${code})`, reusedSocket);
 }
 
 // RFC 9110 §10.2.3; API servers send whole seconds.

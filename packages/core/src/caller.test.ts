@@ -122,7 +122,7 @@ describe('readAllow', () => {
   });
 
   it('refuses an empty list', () => {
-    assert.throws(() => readAllow([]), { name: 'TypeError', message: /"allow" says who may call/ });
+    assert.throws(() => readAllow([]), { name: 'TypeError', message: /^"allow" is an empty list\. It says who may call/ });
   });
 
   it('refuses a bare string other than any', () => {

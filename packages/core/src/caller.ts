@@ -145,7 +145,7 @@ export function readAllow(allow: unknown): Admission {
   if (typeof allow === 'function') return { isAllowed: askSafely(allow as AllowPredicate), mayBeAllowed: () => true };
   if (!Array.isArray(allow) || allow.length === 0) {
     throw new TypeError(
-      `"allow" says who may call: a list such as ['api/api', 'ops/*'], a function, or the word 'any' for every ServiceAccount of the cluster`,
+      `${Array.isArray(allow) ? '"allow" is an empty list. It' : '"allow"'} says who may call: a list such as ['api/api', 'ops/*'], a function, or the word 'any' for every ServiceAccount of the cluster`,
     );
   }
   const serviceAccounts = new Set<string>();
@@ -192,6 +192,6 @@ function readPattern(pattern: unknown): CallerPattern {
     }
   }
   throw new TypeError(
-    `"allow" holds ${JSON.stringify(pattern) ?? String(pattern)}, which is not a caller pattern: write 'namespace/name', 'namespace/*' or { namespace, name }`,
+    `"allow" holds ${JSON.stringify(pattern) ?? String(pattern)}, which is not a caller pattern: write 'namespace/name', 'namespace/*' or { namespace, name }, with names as Kubernetes has them (lower-case letters, digits, "-")`,
   );
 }

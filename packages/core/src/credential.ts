@@ -94,7 +94,13 @@ export function showsToken(request: IncomingRequest, header: TokenHeader): boole
   const text = 'code' in credential ? sentIn(request.rawHeaders, header) : credential.token;
   // A bearer token with a comma, white space or a control character is refused as one that is repeated.
   const isBroken = code === undefined && /[^!-+\--~]/.test(text);
-  return isBroken || text.split(/[^\w-]+/).some(hasOurClaims);
+  return isBroken || showsOurs(text);
+}
+
+/** Why there is no credential: a token of ours in the header that this guard does not read is a mistake of whoever set up the caller. */
+export function reasonOf({ reason }: Refusal, { rawHeaders }: IncomingRequest, header: TokenHeader): string {
+  const other = header === 'authorization' ? 'x-client-id' : 'authorization';
+  return reason === 'no_token' && showsOurs(sentIn(rawHeaders, other)) ? 'token_in_other_header' : reason;
 }
 
 const sentIn = (rawHeaders: readonly string[], header: TokenHeader): string =>
@@ -102,7 +108,8 @@ const sentIn = (rawHeaders: readonly string[], header: TokenHeader): string =>
 
 // A claim of tokens that are bound, or one of those that Secrets hold.
 const ourClaims = /"kubernetes\.io[^"]*"\s*:/;
-const hasOurClaims = (part: string): boolean => ourClaims.test(Buffer.from(part, 'base64url').toString('latin1'));
+const showsOurs = (text: string): boolean =>
+  text.split(/[^\w-]+/).some((part) => ourClaims.test(Buffer.from(part, 'base64url').toString('latin1')));
 
 function removeHeader(request: IncomingRequest, header: TokenHeader): void {
   // Read first, since Node makes them of rawHeaders when they are first read.

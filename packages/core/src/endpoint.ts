@@ -32,14 +32,23 @@ export interface Endpoint {
 /** Throws a TypeError if there is no API server to be found, or none that could be trusted. */
 export function findEndpoint(options: ApiServer | undefined): Endpoint {
   if (options !== undefined) {
-    refuseUnknown('"apiServer"', options, 'kubeconfig' in options ? ['kubeconfig', 'context'] : ['url', 'caFile', 'tokenFile']);
-    if ('kubeconfig' in options) return kubeconfigEndpoint(options.kubeconfig, options.context);
-    return fileEndpoint(readHttpsUrl(options.url, '"apiServer.url"'), options.caFile, options.tokenFile);
+    const isKubeconfig = Object.hasOwn(Object(options) as object, 'kubeconfig');
+    refuseUnknown('"apiServer"', options, isKubeconfig ? ['kubeconfig', 'context'] : ['url', 'caFile', 'tokenFile']);
+    if ('kubeconfig' in options) return kubeconfigEndpoint(readPath(options, 'kubeconfig'), options.context);
+    const url = readHttpsUrl(options.url, '"apiServer.url"');
+    return fileEndpoint(url, readPath(options, 'caFile'), readPath(options, 'tokenFile'), 'does not exist');
   }
   const { KUBERNETES_SERVICE_HOST: host, KUBERNETES_SERVICE_PORT: port } = process.env;
   if (!host || !port) return kubeconfigEndpoint(undefined, undefined);
   const url = readHttpsUrl(`https://${host.includes(':') ? `[${host}]` : host}:${port}`, 'KUBERNETES_SERVICE_HOST and _PORT');
-  return fileEndpoint(url, podPath(`${serviceAccountDirectory}/ca.crt`), podPath(`${serviceAccountDirectory}/token`));
+  const [caFile, tokenFile] = [podPath(`${serviceAccountDirectory}/ca.crt`), podPath(`${serviceAccountDirectory}/token`)];
+  return fileEndpoint(url, caFile, tokenFile, 'does not exist. A guard asks with it: set automountServiceAccountToken: true for this pod');
+}
+
+function readPath<K extends string>(options: { readonly [name in K]: unknown }, name: K): string {
+  const path = options[name];
+  if (typeof path !== 'string' || path === '') throw new TypeError(`"apiServer.${name}" is required: the path of a file`);
+  return path;
 }
 
 function readHttpsUrl(text: unknown, where: string): URL {
@@ -49,11 +58,14 @@ function readHttpsUrl(text: unknown, where: string): URL {
   return url;
 }
 
-function fileEndpoint(url: URL, caFile: string, tokenFile: string): Endpoint {
+function fileEndpoint(url: URL, caFile: string, tokenFile: string, ifMissing: string): Endpoint {
   return {
     url,
     async readCredentials() {
-      const [ca, token] = await Promise.all([readSmallFile(caFile, 1_048_576), readSmallFile(tokenFile, maxTokenLength)]);
+      const [ca, token] = await Promise.all([
+        readSmallFile(caFile, 1_048_576, ifMissing),
+        readSmallFile(tokenFile, maxTokenLength, ifMissing),
+      ]);
       // RFC 6750 §2.1; anything else could not stand in a header.
       if (!/^[\w.~+/-]+=*$/.test(token)) throw new Error(`${tokenFile} does not hold a token`);
       return { tls: { ca }, headers: { authorization: `Bearer ${token}` } };
@@ -109,7 +121,7 @@ function loadKubeconfig(paths: readonly string[]): KubeConfig {
     client = createRequire(import.meta.url)('@kubernetes/client-node') as typeof client;
   } catch (cause) {
     throw new TypeError(
-      `Outside a pod the kubeconfig is read by @kubernetes/client-node, which cannot be loaded: install it, or ${alternatives}`,
+      `Outside a pod the kubeconfig is read by @kubernetes/client-node, which cannot be loaded: install it, run in a pod, or give apiServer: { url, caFile, tokenFile }`,
       { cause },
     );
   }

@@ -72,6 +72,8 @@ describe('createGuard, its options', () => {
   it('refuses an unknown mode', () => rejects({ audience: 'a', allow: 'any', mode: 'off' }, /"mode" is 'enforce' or 'observe'/));
   it('refuses a requirePod that is not a boolean', () => rejects({ audience: 'a', allow: 'any', requirePod: 'no' }, /"requirePod"/));
   it('refuses a time that is not a number', () => rejects({ audience: 'a', allow: 'any', cacheTtlMs: '60s' }, /"cacheTtlMs" is a number/));
+  it('refuses a time that no number could be made of', () =>
+    rejects({ audience: 'a', allow: 'any', cacheTtlMs: Number(undefined) }, /"cacheTtlMs" is a number of milliseconds, not NaN/));
   it('refuses a logger that is not one', () => rejects({ audience: 'a', allow: 'any', logger: { info: 1 } }, /"logger" needs/));
   it('refuses what is no object', () => {
     assert.throws(() => createGuard('secret-store' as unknown as GuardOptions), { name: 'TypeError', message: /takes an object/ });
@@ -107,6 +109,17 @@ describe('guard.check', () => {
 
   it('refuses without a token', async () => {
     await assert.rejects(guardWith().check({ method: 'GET', headers: {}, rawHeaders: [] }), { code: 'missing_token', status: 401 });
+    assert.equal(last().reason, 'no_token');
+  });
+
+  it('tells the operator of a token in the header that it does not read, and decides by its own all the same', async () => {
+    const token = await apiToken();
+    const missing = { code: 'missing_token', status: 401 };
+    await assert.rejects(guardWith().check(carrying(`Bearer ${token}`, 'Authorization')), missing);
+    assert.equal(last().reason, 'token_in_other_header');
+    await assert.rejects(guardWith({ header: 'authorization' }).check(carrying(token)), missing);
+    assert.equal(last().reason, 'token_in_other_header');
+    await assert.rejects(guardWith().check(carrying('Bearer somebody-elses', 'Authorization')), missing);
     assert.equal(last().reason, 'no_token');
   });
 

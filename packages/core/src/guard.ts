@@ -7,6 +7,7 @@ import { createBreaker } from './breaker.ts';
 import { type AskedFor, type Caller, formatUsername } from './caller.ts';
 import {
   type IncomingRequest,
+  reasonOf,
   type Refusal,
   refusalError,
   responseHeadersFor,
@@ -167,7 +168,8 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
   function decide(route: Route, prefix: string, question: Question): Ruling | Promise<Ruling> {
     const { request } = question;
     const credential = takeCredential(request, header, forwardToken || route.mode === 'observe');
-    if ('code' in credential) return { outcome: 'refused', ...credential, source: 'screening' };
+    if ('code' in credential)
+      return { outcome: 'refused', ...credential, reason: reasonOf(credential, request, header), source: 'screening' };
     const { token } = credential;
     // Asked in this order, since a field that is not there is slow to look for on a request of Express.
     const connection = request.httpVersionMajor === 2 ? request.stream?.session : request.socket;

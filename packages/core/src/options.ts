@@ -150,7 +150,7 @@ export function readConnection(options: ConnectionOptions): Connection {
   }
   for (const [name, value] of Object.entries({ cacheTtlMs, refusalTtlMs, staleIfErrorMs })) {
     if (typeof value !== 'number' || Number.isNaN(value))
-      throw new TypeError(`"${name}" is a number of milliseconds, not ${JSON.stringify(value)}`);
+      throw new TypeError(`"${name}" is a number of milliseconds, not ${typeof value === 'number' ? value : JSON.stringify(value)}`);
   }
   const { logger } = options;
   if (logger !== undefined && !(['info', 'warn', 'error'] as const).every((level) => typeof logger?.[level] === 'function')) {

@@ -56,7 +56,12 @@ describe('createServiceClient, its options', () => {
   it('refuses a query in an origin', () => rejects({ targets: [{ origin: 'http://x?', tokenFile: '/t' }] }, /is not an origin/));
   it('refuses another scheme', () => rejects({ targets: [{ origin: 'ftp://x', tokenFile: '/t' }] }, /is not an origin/));
   it('refuses a host alone', () => rejects({ targets: [{ origin: 'app.shop', tokenFile: '/t' }] }, /is not an origin/));
-  it('refuses another header', () => rejects({ targets: [{ origin: 'http://x', tokenFile: '/t', header: 'cookie' }] }, /"header" is/));
+  it('refuses another header', () =>
+    rejects(
+      { targets: [{ origin: 'http://x', tokenFile: '/t', header: 'cookie' }] },
+      /"header" of the target http:\/\/x is .*, not "cookie"/,
+    ));
+  it('refuses a pattern', () => rejects({ targets: [{ origin: 'http://*.shop', tokenFile: '/t' }] }, /is not an origin: .*no pattern/));
   it('refuses an origin that is named twice, in another spelling too', () =>
     rejects(
       {

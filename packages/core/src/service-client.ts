@@ -161,16 +161,19 @@ function readTarget(options: TargetOptions): { origins: readonly string[]; token
     throw new TypeError(`"origin" is required: 'http://app.shop', or a list of all spellings`);
   if (typeof tokenFile !== 'string' || tokenFile === '')
     throw new TypeError(`"tokenFile" is required: the path of the projected token for ${named.join(', ')}`);
-  if (header !== 'x-client-id' && header !== 'authorization') throw new TypeError(`"header" is 'x-client-id' or 'authorization'`);
+  if (header !== 'x-client-id' && header !== 'authorization')
+    throw new TypeError(`"header" of the target ${named.join(', ')} is 'x-client-id' or 'authorization', not ${JSON.stringify(header)}`);
   return { origins: named.map(readOrigin), tokenFile, header };
 }
 
 function readOrigin(text: unknown): string {
   const url = typeof text === 'string' ? URL.parse(text) : null;
   const isOrigin =
-    url !== null && /^https?:$/.test(url.protocol) && [url.origin, `${url.origin}/`].includes(url.href) && !/[?#]/.test(String(text));
+    url !== null && /^https?:$/.test(url.protocol) && [url.origin, `${url.origin}/`].includes(url.href) && !/[?#*]/.test(String(text));
   if (!isOrigin)
-    throw new TypeError(`${JSON.stringify(text)} is not an origin: write scheme, host and port only, such as 'http://app.shop:8080'`);
+    throw new TypeError(
+      `${JSON.stringify(text)} is not an origin: write scheme, host and port only, and no pattern, such as 'http://app.shop:8080'`,
+    );
   return url.origin;
 }
 

@@ -20,7 +20,11 @@ export function podPath(path: string): string {
 }
 
 /** Reads a small regular file (symlinks followed), trimmed. Throws a TokenFileError that says what is wrong with it. */
-export async function readSmallFile(path: string, maxBytes: number): Promise<string> {
+export async function readSmallFile(
+  path: string,
+  maxBytes: number,
+  ifMissing = 'does not exist. Mount a projected volume there, with a serviceAccountToken source',
+): Promise<string> {
   const unreadable = (what: string): TokenFileError => new TokenFileError('token_file_unreadable', path, `${path} ${what}`);
   let file: FileHandle | undefined;
   try {
@@ -35,7 +39,7 @@ export async function readSmallFile(path: string, maxBytes: number): Promise<str
   } catch (error) {
     if (error instanceof TokenFileError) throw error;
     const code = (error as NodeJS.ErrnoException).code ?? 'unknown error';
-    if (code === 'ENOENT') throw unreadable('does not exist. Mount a projected volume there, with a serviceAccountToken source');
+    if (code === 'ENOENT') throw unreadable(ifMissing);
     throw unreadable(`cannot be read (${code}). The volume must be readable by the user that this process runs as`);
   } finally {
     await file?.close();

@@ -142,7 +142,7 @@ describe('config.k8sSaAuth', () => {
     assert.equal((await ask(origin, '/z', as(api))).text, 'failed');
     assert.deepEqual(
       errors.map((message) => message.replace(/[.:].*/, '')),
-      ['config', '"allow" says who may call', 'config'],
+      ['config', '"allow" is an empty list', 'config'],
     );
   });
 
