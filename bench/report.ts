@@ -74,7 +74,7 @@ export function summary(results: Results): string {
   });
   const missed = results.figures.filter(({ isMet }) => !isMet).length;
   const below = missed === 0 ? '' : ` ${missed === 1 ? 'One figure is' : `${missed} figures are`} below the bar, in bold.`;
-  return `${formatTable([['figure', 'what is compared', 'measured', 'must reach'], ...rows])}\n\n${circumstances(results)}${below}`;
+  return `${formatTable([['figure', 'what is compared', 'measured', 'bar'], ...rows])}\n\n${circumstances(results)}${below}`;
 }
 
 function circumstances({ date, isQuick, machine, versions }: Results): string {

@@ -84,8 +84,12 @@ describe('the README', () => {
   it('type-checks', async () => {
     write('secret-store.ts', service);
     write('api.ts', blockOf('../README.md', 'ts', '// api.ts'));
+    write('dev.ts', blockOf('../README.md', 'ts', '// dev.ts'));
     write('secret-store.test.ts', blockOf('../README.md', 'ts', '// secret-store.test.ts'));
-    write('tsconfig.json', JSON.stringify({ extends: '../../tsconfig.json', include: ['secret-store.ts', 'api.ts', '*.test.ts'] }));
+    write(
+      'tsconfig.json',
+      JSON.stringify({ extends: '../../tsconfig.json', include: ['secret-store.ts', 'api.ts', 'dev.ts', '*.test.ts'] }),
+    );
     await run('tsc', ['--project', directory]).catch((error: { stdout: string }) => assert.fail(error.stdout));
   });
 
@@ -110,6 +114,25 @@ describe('the README', () => {
     assert.equal(await get(`${origin}/admin`, ops), '200 welcome');
     assert.match(await get(`${origin}/secrets/db`, ops), /^403 /);
     assert.equal(await get(`${origin}/healthz`), '200 ok');
+  });
+
+  it('shows how it runs without a cluster, until Ctrl-C', async () => {
+    // Tells the port that it got.
+    write('local.ts', `${replace(service, '8081', '0')}console.log(app.addresses()[0]?.port);\n`);
+    const path = write('dev.ts', replace(blockOf('../README.md', 'ts', '// dev.ts'), 'secret-store.ts', 'local.ts'));
+    const child = spawn(process.execPath, [path], { cwd: directory, stdio: ['ignore', 'pipe', 'inherit'] });
+    stop.push(async () => child.kill('SIGKILL'));
+    let printed = '';
+    for await (const chunk of child.stdout) {
+      printed += String(chunk);
+      if (/^\d+\n/m.test(printed)) break;
+    }
+    const [, tokenFile = ''] = /^curl -H "X-Client-Id: \$\(cat (\S+)\)" http:\/\/127\.0\.0\.1:8081\/secrets\/db$/m.exec(printed) ?? [];
+    const [port] = /^\d+$/m.exec(printed) ?? [];
+    assert.equal(await get(`http://127.0.0.1:${port}/secrets/db`, readFileSync(tokenFile, 'utf8')), '200 {"id":"db","for":"api/api"}');
+    child.kill('SIGINT');
+    assert.deepEqual(await once(child, 'exit'), [0, null]);
+    await assert.rejects(get(`http://127.0.0.1:${port}/healthz`));
   });
 
   it('shows a test that passes', async () => {
