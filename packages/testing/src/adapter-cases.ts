@@ -9,6 +9,8 @@ import { join } from 'node:path';
 import { after, afterEach, before, beforeEach, describe, it, mock } from 'node:test';
 import { createAuthority } from './authority.ts';
 import type { Authority } from './authority.ts';
+import { aName, check, flag, readOptions } from './checks.ts';
+import type { Checks } from './checks.ts';
 import { parseToken } from './signing.ts';
 import { converse, formatRequest, send } from './wire.ts';
 import type { Answer, HeaderLine, Outgoing } from './wire.ts';
@@ -91,11 +93,20 @@ export interface AdapterUnderTest {
   start(options: AdapterAppOptions): Promise<AdapterApp>;
 }
 
+const adapterParts: Checks<AdapterUnderTest> = {
+  name: aName,
+  seesPublicRoutes: flag,
+  guardsUnknownPaths: flag,
+  offersOr: flag,
+  start: check('a function', (value) => typeof value === 'function'),
+};
+
 /**
  * Declares the cases that every adapter must pass, as a suite of `node:test`: call it in a test file. It starts an authority of its own,
  * mocks `Date`, and starts one app for each case.
  */
 export function runAdapterCases(adapter: AdapterUnderTest): void {
+  readOptions('runAdapterCases()', adapter, adapterParts);
   describe(`${adapter.name}, X-Client-Id`, () => {
     const stage = createStage(adapter, xClientId);
     casesOfBothHeaders(stage);

@@ -133,7 +133,7 @@ export function createApi({
   function decide(exchange: Exchange, strike: Strike | undefined): Answer | undefined {
     const fault = strike?.fault;
     try {
-      if (typeof fault === 'object') return { status: fault.status, headers: fault.headers ?? {}, body: fault.body };
+      if (typeof fault === 'object') return { status: fault.status, headers: fault.headers ?? {}, body: fault.body ?? '' };
       if (fault === 'unauthorized') throw unauthorized();
       if (exchange.target.attributes.verb !== 'watch') checkTimeout(exchange.target.query.get('timeout') ?? '');
       const user = authenticateCaller(exchange, fault === 'etcd-outage');

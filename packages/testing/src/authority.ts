@@ -9,6 +9,7 @@ import { createApi } from './api.ts';
 import { createCallLog } from './calls.ts';
 import type { Call } from './calls.ts';
 import { issueCertificates } from './certificates.ts';
+import { aName, checkValue, milliseconds, oneOf, readOptions } from './checks.ts';
 import { createCluster, ensureNamespace, ensureServiceAccount } from './cluster.ts';
 import type { ClusterOptions } from './cluster.ts';
 import { createControl } from './control.ts';
@@ -21,56 +22,15 @@ import { createListener } from './listener.ts';
 import { readManifests } from './manifests.ts';
 import { formatTime } from './objects.ts';
 import type { ClusterObject } from './objects.ts';
+import { authorityOptions, deleteOptions, podOptions, rotationOptions, tokenOptions, userOptions } from './options.ts';
+import type { AuthorityOptions, DeleteOptions, PodOptions, RotationOptions, TokenOptions, UserOptions } from './options.ts';
 import { createPodObject, ensurePodObject, generateName, podSpec, startPod } from './pods.ts';
 import type { Pod } from './pods.ts';
 import { createProcesses } from './processes.ts';
 import type { RunOptions } from './processes.ts';
 import { createSigningKeys, generateSigningKey } from './signing.ts';
-import type { SigningAlgorithm } from './signing.ts';
 import { issueToken } from './token-request.ts';
 import { createWorkloads } from './workloads.ts';
-
-/** Options of {@link createAuthority}. */
-export interface AuthorityOptions {
-  /** Manifests to apply at the start: paths of YAML files or of folders of them, which may hold `*`. Default: none. */
-  readonly manifests?: string | readonly string[];
-  /** The port on 127.0.0.1. Default 0: any that is free. */
-  readonly port?: number;
-  /** Who issues the tokens; of several the first does, and those of all are accepted. Default `https://kubernetes.default.svc.cluster.local`. */
-  readonly issuer?: string | readonly string[];
-  /** The audiences of the API server itself. Default: the issuers. */
-  readonly apiAudiences?: readonly string[];
-  /** Whether requests without credentials are let in as `system:anonymous`: everywhere, nowhere, or at these paths alone. Default true. */
-  readonly anonymous?: boolean | readonly string[];
-  /** The longest life of a token in seconds, an hour at least; one that is asked for longer is shortened. Default: no limit. */
-  readonly maxTokenExpirationSeconds?: number;
-}
-
-/** Options of {@link Authority.token}. */
-export interface TokenOptions {
-  /** Whom the token is for. */
-  readonly audience: string | readonly string[];
-  /** Seconds, at least 600, as on a real API server. Default 600. */
-  readonly expirationSeconds?: number;
-  /** The name of the pod that the token is bound to. Default: bound to none. */
-  readonly pod?: string;
-}
-
-/** Options of {@link Authority.pod}. */
-export interface PodOptions {
-  /** Projected tokens in `/var/run/secrets/tokens`: the file's name, and the audience. They live for an hour. Default: none. */
-  readonly tokens?: Readonly<Record<string, string>>;
-  /** Whether a ClusterRoleBinding to `system:auth-delegator` lets it review tokens. Default true. */
-  readonly reviews?: boolean;
-}
-
-/** Options of {@link Authority.user}. */
-export interface UserOptions {
-  /** The groups of the user beside `system:authenticated`. Default: none. */
-  readonly groups?: readonly string[];
-  /** When the certificate ends. Default: in the year 2120. */
-  readonly expiresAt?: Date;
-}
 
 /** Who shows a client certificate that the cluster's CA has signed. */
 export interface User {
@@ -82,21 +42,10 @@ export interface User {
   readonly kubeconfig: string;
 }
 
-/** Options of {@link Authority.rotateSigningKey}. */
-export interface RotationOptions {
-  /** Whether the keys so far are forgotten. Default false: they stay published and accepted. */
-  readonly retire?: boolean;
-  /** What the new key signs with. Default `'RS256'`, with 2048 bits. */
-  readonly algorithm?: SigningAlgorithm;
-}
-
-/** Options of {@link Authority.delete}. */
-export interface DeleteOptions {
-  /** Seconds that a pod has left to end; it stays as a terminating object after them. Default 0: it is gone at once. Pods only. */
-  readonly gracePeriodSeconds?: number;
-}
-
-/** The identity plane of one cluster. ServiceAccounts are named `namespace/name`; what is named and missing is created. */
+/**
+ * The identity plane of one cluster. ServiceAccounts are named `namespace/name`; what is named and missing is created. An option that is not
+ * known, or is of a wrong type, is a `TypeError`.
+ */
 export interface Authority extends AsyncDisposable {
   /** Where it listens, `https://127.0.0.1:<port>`. */
   readonly url: string;
@@ -150,10 +99,11 @@ export interface Authority extends AsyncDisposable {
 }
 
 const endWithinMs = 5000;
+const deletable = oneOf('namespace', 'serviceaccount', 'pod');
 
 /** Starts an authority. Rejects where an option makes no sense, the port is taken or a manifest cannot be applied. */
-export async function createAuthority({ manifests, port = 0, ...others }: AuthorityOptions = {}): Promise<Authority> {
-  const settings = readSettings(others);
+export async function createAuthority(options: AuthorityOptions = {}): Promise<Authority> {
+  const { manifests, port = 0, ...settings } = readOptions('createAuthority()', options, authorityOptions);
   const signingKey = generateSigningKey();
   let offsetMs = 0;
   let certificates = issueCertificates();
@@ -161,7 +111,7 @@ export async function createAuthority({ manifests, port = 0, ...others }: Author
   const adminToken = randomBytes(24).toString('base64url');
   const administrator = { username: 'kubernetes-admin', uid: 'kubernetes-admin', groups: ['system:masters'] };
   const staticTokens = new Map([[adminToken, administrator]]);
-  const cluster = createCluster({ keys: createSigningKeys(await signingKey), now, staticTokens, ...settings });
+  const cluster = createCluster({ keys: createSigningKeys(await signingKey), now, staticTokens, ...readSettings(settings) });
   for (const name of ['default', 'kube-system', 'kube-public', 'kube-node-lease']) ensureNamespace(cluster, name);
 
   const directory = mkdtempSync(join(tmpdir(), 'k8s-authority-'));
@@ -205,7 +155,8 @@ export async function createAuthority({ manifests, port = 0, ...others }: Author
     get pods() {
       return pods;
     },
-    async token(serviceAccount, { audience, expirationSeconds = 600, pod }) {
+    async token(serviceAccount, asked) {
+      const { audience, expirationSeconds = 600, pod } = readOptions('token()', asked, tokenOptions);
       const [namespace, name] = parseName(serviceAccount);
       ensureNamespace(cluster, namespace);
       ensureServiceAccount(cluster, namespace, name);
@@ -214,15 +165,17 @@ export async function createAuthority({ manifests, port = 0, ...others }: Author
       const audiences = typeof audience === 'string' ? [audience] : audience;
       return issueToken(cluster, { namespace, serviceAccount: name, audiences, expirationSeconds, ...bound }).token;
     },
-    async pod(serviceAccount, { tokens = {}, reviews = true } = {}) {
+    async pod(serviceAccount, asked = {}) {
+      const { tokens = {}, reviews = true } = readOptions('pod()', asked, podOptions);
       const [namespace, name] = parseName(serviceAccount);
       ensureNamespace(cluster, namespace);
       ensureServiceAccount(cluster, namespace, name);
       if (reviews) bindReviewer(namespace, name);
       return start(createPodObject(cluster, namespace, generateName(name), { spec: podSpec(name, tokens) }));
     },
-    async user(name, { groups = [], expiresAt } = {}) {
-      if (name === '') throw new TypeError('a user needs a name');
+    async user(name, asked = {}) {
+      const { groups = [], expiresAt } = readOptions('user()', asked, userOptions);
+      if (!aName.accepts(name)) throw new TypeError('a user needs a name');
       const { certificate, key } = certificates.issueClient({ commonName: name, organizations: groups }, expiresAt);
       const file = join(mkdtempSync(join(directory, 'user-')), 'kubeconfig');
       const encode = (text: string): string => Buffer.from(text).toString('base64');
@@ -233,11 +186,14 @@ export async function createAuthority({ manifests, port = 0, ...others }: Author
     async apply(paths) {
       return workloads.apply(readManifests(paths));
     },
-    run(pod, command, args = [], options = {}) {
+    run(pod, command, args = [], asked = {}) {
       if (!pods.includes(pod)) throw new Error(`pod ${pod.name} does not run`);
-      return processes.run(pod, command, args, options);
+      return processes.run(pod, command, args, asked);
     },
-    async delete(kind, name, { gracePeriodSeconds = 0 } = {}) {
+    async delete(kind, name, asked = {}) {
+      checkValue('kind', kind, deletable);
+      const { gracePeriodSeconds = 0 } = readOptions('delete()', asked, deleteOptions);
+      if (kind !== 'pod' && gracePeriodSeconds > 0) throw new TypeError(`a ${kind} gets no grace period, only a pod does`);
       if (kind === 'namespace') {
         for (const { metadata, ...object } of cluster.objects.remove('Namespace', name)) {
           if (object.kind === 'Pod') forgetPod(metadata.uid);
@@ -245,16 +201,16 @@ export async function createAuthority({ manifests, port = 0, ...others }: Author
         return;
       }
       const [namespace, inner] = parseName(name);
-      if (kind === 'pod' && gracePeriodSeconds > 0) {
+      if (gracePeriodSeconds > 0) {
         workloads.replace(terminatePod(namespace, inner, gracePeriodSeconds));
         return;
       }
       const removed = cluster.objects.remove(kind === 'pod' ? 'Pod' : 'ServiceAccount', inner, namespace);
       for (const object of removed) workloads.deleted(object);
     },
-    fail(fault, options = {}) {
-      checkFault(fault, options);
-      if (fault !== 'outage') return faults.add(fault, options);
+    fail(fault, asked = {}) {
+      checkFault('fail()', fault, asked);
+      if (fault !== 'outage') return faults.add(fault, asked);
       const outage = Symbol('outage');
       outages.add(outage);
       listener.stop();
@@ -270,9 +226,8 @@ export async function createAuthority({ manifests, port = 0, ...others }: Author
       outages.clear();
       await listener.start();
     },
-    rotateSigningKey({ retire = false, algorithm = 'RS256' } = {}) {
-      if (algorithm !== 'RS256' && algorithm !== 'ES256')
-        throw new TypeError(`"algorithm" must be RS256 or ES256, not ${String(algorithm)}`);
+    rotateSigningKey(asked = {}) {
+      const { retire = false, algorithm = 'RS256' } = readOptions('rotateSigningKey()', asked, rotationOptions);
       cluster.keys.rotate({ retire, algorithm });
     },
     rotateCa() {
@@ -283,6 +238,7 @@ export async function createAuthority({ manifests, port = 0, ...others }: Author
       kubelet.publishCa();
     },
     advance(ms) {
+      checkValue('ms', ms, milliseconds);
       offsetMs += ms;
       kubelet.rotateDue();
     },
@@ -343,24 +299,8 @@ export async function createAuthority({ manifests, port = 0, ...others }: Author
 
 type Settings = Pick<ClusterOptions, 'issuers' | 'apiAudiences' | 'anonymous' | 'maxTokenExpirationSeconds'>;
 
-function readSettings({ issuer, apiAudiences, anonymous = true, maxTokenExpirationSeconds }: AuthorityOptions): Settings {
-  const isListOfTexts = (list: unknown): boolean =>
-    Array.isArray(list) && list.length > 0 && list.every((one) => typeof one === 'string' && one !== '');
-  const issuers = issuer === undefined ? undefined : [issuer].flat();
-  if (issuers !== undefined && !isListOfTexts(issuers)) throw new TypeError('"issuer" must be a name, or a list of at least one');
-  if (apiAudiences !== undefined && !isListOfTexts(apiAudiences)) throw new TypeError('"apiAudiences" must be a list of at least one name');
-  if (typeof anonymous !== 'boolean' && !isListOfTexts(anonymous))
-    throw new TypeError('"anonymous" must be true, false or a list of paths');
-  const longest = maxTokenExpirationSeconds;
-  if (longest !== undefined && !(Number.isInteger(longest) && longest >= 3600 && longest <= 2 ** 32)) {
-    throw new TypeError('"maxTokenExpirationSeconds" must be a whole number from 3600, an hour, to 2 ** 32');
-  }
-  return {
-    ...(issuers === undefined ? {} : { issuers }),
-    ...(apiAudiences === undefined ? {} : { apiAudiences }),
-    anonymous,
-    maxTokenExpirationSeconds,
-  };
+function readSettings({ issuer, ...others }: Omit<AuthorityOptions, 'manifests' | 'port'>): Settings {
+  return issuer === undefined ? others : { ...others, issuers: [issuer].flat() };
 }
 
 function parseName(name: string): readonly [namespace: string, name: string] {

@@ -1,4 +1,6 @@
 // The only place that remembers what was asked of the authority: the last requests, and how many of each there were.
+import { aText, check, readOptions } from './checks.ts';
+import type { Checks } from './checks.ts';
 
 /** A request that was answered; a token is never part of it. */
 export interface Call {
@@ -10,6 +12,13 @@ export interface Call {
   /** The HTTP status; 0 where the connection was cut instead. */
   readonly status: number;
 }
+
+const callFields: Checks<Call> = {
+  verb: aText,
+  resource: aText,
+  serviceAccount: aText,
+  status: check('a status, or 0', Number.isInteger),
+};
 
 /** The log of one authority. */
 export interface CallLog {
@@ -39,7 +48,8 @@ export function createCallLog(): CallLog {
       entry.count += 1;
       counted.set(key, entry);
     },
-    count({ verb, resource, serviceAccount, status } = {}) {
+    count(like = {}) {
+      const { verb, resource, serviceAccount, status } = readOptions<Partial<Call>>('count()', like, callFields);
       return [...counted.values()]
         .filter(
           (one) =>

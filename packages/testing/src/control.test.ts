@@ -83,11 +83,31 @@ describe('the authority, moved from another process', () => {
     const misspelt = await control('POST', 'faults', { fault: 'slow', delay: 100 });
     assert.deepEqual(
       [misspelt.status, JSON.parse(misspelt.text).message],
-      [400, '"delay" is not known here, only fault, times, delayMs, resource, durationMs'],
+      [400, 'POST faults does not know "delay". It knows fault, times, delayMs, resource, durationMs'],
     );
     assert.equal((await control('POST', 'pods', { serviceAccount: 'a/b', token: {} })).status, 400);
     assert.match(JSON.parse((await control('POST', 'pods', {})).text).message, /"serviceAccount"/);
-    assert.equal((await control('POST', 'ca', { new: true })).status, 400);
+    const nothing = await control('POST', 'ca', { new: true });
+    assert.deepEqual([nothing.status, JSON.parse(nothing.text).message], [400, 'POST ca does not know "new". It knows nothing']);
+  });
+
+  it('refuses what is of another type, or does not fit', async () => {
+    const mistaken: readonly (readonly [path: string, body: object, message: RegExp])[] = [
+      ['faults', {}, /^POST faults needs "fault": a name, or an answer with a status$/],
+      ['faults', { fault: { status: 418, text: 'tea' } }, /^an answer does not know "text"/],
+      ['faults', { fault: 'slow', durationMs: 1 }, /^only an outage takes "durationMs"$/],
+      ['faults', { fault: 'outage', durationMs: 1, times: 1 }, /it takes no options$/],
+      ['pods', { serviceAccount: 'a/b', reviews: 'no' }, /^"reviews" must be true or false, not 'no'$/],
+      ['users', { name: 'jane', groups: 'dev' }, /^"groups" must be a list of names/],
+      ['signing-key', { retire: 'yes' }, /^"retire" must be true or false/],
+      ['time', ['advanceMs'], /^POST time takes an object with advanceMs/],
+    ];
+    for (const [path, body, message] of mistaken) {
+      const { status, text } = await control('POST', path, body);
+      assert.equal(status, 400);
+      assert.match(JSON.parse(text).message, message);
+    }
+    assert.equal(await review(), 201);
   });
 
   it('refuses everybody but the administrator, and what does not exist', async () => {

@@ -1,11 +1,14 @@
 // The only place that lets another process move the authority: the paths below /authority/v1, which only the administrator may use.
 import type { Answer } from './answer.ts';
 import type { Authority } from './authority.ts';
-import { isRecord, readRecord, readText, readTexts } from './json.ts';
 import type { CallLog } from './calls.ts';
+import { aName, check, delay, milliseconds, readOptions, required } from './checks.ts';
+import type { Checks } from './checks.ts';
+import { checkFault, faultOptions } from './faults.ts';
 import type { Fault, FaultOptions } from './faults.ts';
+import { podOptions, rotationOptions, userOptions } from './options.ts';
+import type { PodOptions } from './options.ts';
 import type { Pod } from './pods.ts';
-import type { SigningAlgorithm } from './signing.ts';
 import { badRequest, noSuchResource, StatusError } from './status.ts';
 
 /** Where the paths begin. */
@@ -20,26 +23,44 @@ export type Controlled = Pick<
 /** Answers a request below {@link controlPath}. */
 export type Control = (method: string, path: string, body: unknown) => Promise<Answer>;
 
-// What a body may have, by the path.
-const fields: Readonly<Record<string, readonly string[]>> = {
-  faults: ['fault', 'times', 'delayMs', 'resource', 'durationMs'],
-  time: ['advanceMs'],
-  pods: ['serviceAccount', 'tokens', 'reviews'],
-  users: ['name', 'groups'],
-  'signing-key': ['retire', 'algorithm'],
+interface FaultBody extends FaultOptions {
+  readonly fault: Fault;
+  readonly durationMs?: number;
+}
+
+const faultBody: Checks<FaultBody> = {
+  // Which there are is checked where the library's caller is checked too.
+  fault: required(check('a name, or an answer with a status', () => true)),
+  ...faultOptions,
+  durationMs: delay,
 };
+const timeBody: Checks<{ readonly advanceMs: number }> = { advanceMs: required(milliseconds) };
+const podBody: Checks<PodOptions & { readonly serviceAccount: string }> = { serviceAccount: required(aName), ...podOptions };
+// A Date cannot be said in JSON.
+const userBody: Checks<{ readonly name: string; readonly groups?: readonly string[] }> = {
+  name: required(aName),
+  groups: userOptions.groups,
+};
+const nothing: Checks<object> = {};
+
+type Route = (where: string, body: unknown, rest: readonly string[]) => Answer | Promise<Answer>;
+
+/** What a path takes, and how it answers. */
+function route<Body extends object>(
+  fields: Checks<Body>,
+  answer: (body: Body, rest: readonly string[]) => Answer | Promise<Answer>,
+): Route {
+  return (where, body, rest) => answer(readOptions(where, body, fields), rest);
+}
 
 /** Makes the paths of one authority. */
 export function createControl(authority: Controlled, log: CallLog): Control {
   const faults = new Map<string, Disposable>();
   let lastId = 0;
 
-  const routes: Readonly<Record<string, (body: Readonly<Record<string, unknown>>, rest: readonly string[]) => Answer | Promise<Answer>>> = {
-    'POST faults': ({ fault, times, delayMs, resource, durationMs }) => {
-      const where = resource === undefined ? {} : { resource: readText(resource) };
-      return addFault(parseFault(fault), { ...parseNumbers({ times, delayMs }), ...where }, durationMs);
-    },
-    async 'DELETE faults'(_, [id]) {
+  const routes: Readonly<Record<string, Route>> = {
+    'POST faults': route(faultBody, addFault),
+    'DELETE faults': route(nothing, async (_, [id]) => {
       if (id === undefined) await authority.recover();
       else {
         if (!faults.has(id)) throw new StatusError(404, 'NotFound', `there is no fault ${id}`);
@@ -47,47 +68,44 @@ export function createControl(authority: Controlled, log: CallLog): Control {
         faults.delete(id);
       }
       return ok({});
-    },
-    'GET time': () => ok({ now: authority.now().toISOString() }),
-    'POST time': ({ advanceMs }) => {
-      if (typeof advanceMs !== 'number' || !Number.isFinite(advanceMs)) throw badRequest('"advanceMs" must be a number of milliseconds');
+    }),
+    'GET time': route(nothing, () => ok({ now: authority.now().toISOString() })),
+    'POST time': route(timeBody, ({ advanceMs }) => {
       authority.advance(advanceMs);
       return ok({ now: authority.now().toISOString() });
-    },
-    'GET calls': () => ok({ calls: log.calls, counts: log.counts() }),
-    'DELETE calls': () => {
+    }),
+    'GET calls': route(nothing, () => ok({ calls: log.calls, counts: log.counts() })),
+    'DELETE calls': route(nothing, () => {
       log.clear();
       return ok({});
-    },
-    'GET pods': () => ok({ pods: authority.pods.map(describePod) }),
-    'POST pods': async ({ serviceAccount, tokens, reviews }) => {
-      const asked = Object.entries(readRecord(tokens)).map(([file, audience]) => [file, readText(audience)] as const);
-      if (typeof serviceAccount !== 'string') throw badRequest('"serviceAccount" must be written namespace/name');
-      const pod = await authority.pod(serviceAccount, { tokens: Object.fromEntries(asked), reviews: reviews !== false });
-      return { status: 201, body: describePod(pod) };
-    },
-    'POST users': async ({ name, groups }) => ({ status: 201, body: await authority.user(readText(name), { groups: readTexts(groups) }) }),
-    'POST signing-key': ({ retire, algorithm }) => {
-      // Which algorithms there are is checked where the library's caller is checked too.
-      const asked = algorithm === undefined ? {} : { algorithm: algorithm as SigningAlgorithm };
-      authority.rotateSigningKey({ retire: retire === true, ...asked });
+    }),
+    'GET pods': route(nothing, () => ok({ pods: authority.pods.map(describePod) })),
+    'POST pods': route(podBody, async ({ serviceAccount, ...options }) => ({
+      status: 201,
+      body: describePod(await authority.pod(serviceAccount, options)),
+    })),
+    'POST users': route(userBody, async ({ name, ...options }) => ({ status: 201, body: await authority.user(name, options) })),
+    'POST signing-key': route(rotationOptions, (options) => {
+      authority.rotateSigningKey(options);
       return ok({});
-    },
-    'POST ca': () => {
+    }),
+    'POST ca': route(nothing, () => {
       authority.rotateCa();
       return ok({});
-    },
+    }),
   };
 
-  function addFault(fault: Fault, options: FaultOptions, durationMs: unknown): Answer {
+  function addFault({ fault, durationMs, ...options }: FaultBody): Answer {
     lastId += 1;
     const id = String(lastId);
     if (fault !== 'outage') {
+      if (durationMs !== undefined) throw badRequest('only an outage takes "durationMs"');
       faults.set(id, authority.fail(fault, options));
       return { status: 201, body: { id } };
     }
+    checkFault('POST faults', fault, options);
     // Nobody could end it over a socket that is not there.
-    if (typeof durationMs !== 'number' || !(durationMs > 0)) throw badRequest('an outage needs "durationMs", a number of milliseconds');
+    if (durationMs === undefined) throw badRequest('an outage needs "durationMs", a number of milliseconds');
     return {
       status: 201,
       body: { id },
@@ -99,16 +117,14 @@ export function createControl(authority: Controlled, log: CallLog): Control {
   }
 
   return async (method, path, body) => {
-    const [name = '', ...rest] = path.slice(controlPath.length).split('/');
-    const route = routes[`${method} ${name}`];
-    if (route === undefined) throw noSuchResource();
-    const sent = readRecord(body);
-    const unknown = Object.keys(sent).find((field) => !(fields[name] ?? []).includes(field));
-    if (unknown !== undefined) throw badRequest(`"${unknown}" is not known here, only ${(fields[name] ?? []).join(', ') || 'nothing'}`);
+    const [what = '', ...rest] = path.slice(controlPath.length).split('/');
+    const where = `${method} ${what}`;
+    const answer = routes[where];
+    if (answer === undefined) throw noSuchResource();
     try {
-      return await route(sent, rest);
+      return await answer(where, body ?? {}, rest);
     } catch (error) {
-      // An option that does not exist.
+      // A field that does not exist, or is wrong.
       throw error instanceof TypeError ? badRequest(error.message) : error;
     }
   };
@@ -120,18 +136,4 @@ function ok(body: object): Answer {
 
 function describePod({ name, namespace, serviceAccount, uid, apiServer, env }: Pod): object {
   return { name, namespace, serviceAccount, uid, apiServer, env };
-}
-
-// The names are checked where the library's caller is checked too.
-function parseFault(fault: unknown): Fault {
-  if (typeof fault === 'string') return fault as Fault;
-  if (!isRecord(fault) || typeof fault['status'] !== 'number') throw badRequest('"fault" must be a name, or an answer with a "status"');
-  const headers = Object.entries(readRecord(fault['headers'])).map(([name, value]) => [name, String(value)] as const);
-  return { status: fault['status'], headers: Object.fromEntries(headers), body: readText(fault['body']) };
-}
-
-function parseNumbers(options: Readonly<Record<string, unknown>>): FaultOptions {
-  const numbers = Object.entries(options).filter(([, value]) => value !== undefined);
-  for (const [name, value] of numbers) if (typeof value !== 'number') throw badRequest(`"${name}" must be a number`);
-  return Object.fromEntries(numbers);
 }

@@ -1,4 +1,6 @@
 // The only place that knows which faults were asked for, which requests they hit, and how often.
+import { aName, aText, check, delay, readOptions, required, textRecord, wholeNumber } from './checks.ts';
+import type { Checks } from './checks.ts';
 
 /** A fault that {@link Authority.fail} takes: by name, or an answer as it is. */
 export type Fault =
@@ -11,7 +13,7 @@ export type Fault =
   | 'forbidden'
   | 'unauthorized'
   | 'etcd-outage'
-  | { readonly status: number; readonly headers?: Readonly<Record<string, string>>; readonly body: string };
+  | { readonly status: number; readonly headers?: Readonly<Record<string, string>>; readonly body?: string };
 
 /** How often, how late and where a fault strikes. */
 export interface FaultOptions {
@@ -42,15 +44,20 @@ export interface Faults {
 const everywhere = ['slow', 'too-many-requests', 'reset', 'unauthorized', 'etcd-outage'] as const;
 const names = [...everywhere, 'outage', 'broken-body', 'ignores-audiences', 'forbidden'] as const;
 
-/** Throws a `TypeError` that says what is wrong with a fault or its options. */
-export function checkFault(fault: Fault, { times, delayMs, resource }: FaultOptions): void {
+const answerParts: Checks<Exclude<Fault, string>> = { status: required(wholeNumber(200, 599)), headers: textRecord, body: aText };
+
+export const faultOptions: Checks<FaultOptions> = {
+  times: wholeNumber(1),
+  delayMs: delay,
+  resource: check('what `calls` says of a request', aName.accepts),
+};
+
+/** Throws a `TypeError` that says what is wrong with a fault or its options; `where` says who was called. */
+export function checkFault(where: string, fault: Fault, options: FaultOptions): void {
   if (typeof fault === 'string' && !names.includes(fault)) throw new TypeError(`there is no fault "${fault}", only ${names.join(', ')}`);
-  if (times !== undefined && !(Number.isInteger(times) && times > 0)) throw new TypeError('"times" must be a whole number above zero');
-  if (delayMs !== undefined && !(delayMs >= 0)) throw new TypeError('"delayMs" must be a number of milliseconds, zero or more');
-  if (resource !== undefined && (typeof resource !== 'string' || resource === '')) {
-    throw new TypeError('"resource" must be what `calls` says of a request');
-  }
-  if (fault === 'outage' && [times, delayMs, resource].some((option) => option !== undefined)) {
+  if (typeof fault !== 'string') readOptions('an answer', fault, answerParts);
+  const said = Object.values(readOptions(where, options, faultOptions));
+  if (fault === 'outage' && said.some((option) => option !== undefined)) {
     throw new TypeError('an outage lasts until it is disposed of or recover(), for all requests: it takes no options');
   }
 }

@@ -2,6 +2,9 @@
 import { spawn } from 'node:child_process';
 import type { ChildProcess, StdioOptions } from 'node:child_process';
 import { once } from 'node:events';
+import { aName, check, readOptions } from './checks.ts';
+import type { Checks } from './checks.ts';
+import { isRecord } from './json.ts';
 import type { Pod } from './pods.ts';
 
 /** Options of {@link Authority.run}. */
@@ -13,6 +16,9 @@ export interface RunOptions {
   /** As of `child_process.spawn`. Default `'inherit'`. */
   readonly stdio?: StdioOptions;
 }
+
+// spawn() itself looks at what `stdio` is.
+const runOptions: Checks<RunOptions> = { env: check('an object', isRecord), cwd: aName, stdio: check('as of spawn()', () => true) };
 
 /** The processes of a cluster's pods. */
 export interface Processes {
@@ -39,7 +45,8 @@ export function createProcesses(): Processes {
   }
 
   return {
-    run({ uid, env: own }, command, args, { env, cwd, stdio = 'inherit' }) {
+    run({ uid, env: own }, command, args, options) {
+      const { env, cwd, stdio = 'inherit' } = readOptions('run()', options, runOptions);
       // Of this process's environment only PATH: a pod has none of it either.
       const child = spawn(command, args, {
         stdio,
