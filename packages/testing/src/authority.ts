@@ -14,6 +14,7 @@ import { createCluster, ensureNamespace, ensureServiceAccount } from './cluster.
 import type { ClusterOptions } from './cluster.ts';
 import { createControl } from './control.ts';
 import type { Control } from './control.ts';
+import { onExit } from './exit.ts';
 import { checkFault, createFaults } from './faults.ts';
 import type { Fault, FaultOptions } from './faults.ts';
 import { createKubelet } from './kubelet.ts';
@@ -120,6 +121,16 @@ export async function createAuthority(options: AuthorityOptions = {}): Promise<A
   const faults = createFaults();
   const log = createCallLog();
   const processes = createProcesses();
+  // A process that is still writing may be in the way for a moment.
+  const removeFiles = (): void => rmSync(directory, { recursive: true, force: true, maxRetries: 3 });
+  const forgetExit = onExit(() => {
+    processes.killAll();
+    removeFiles();
+  });
+  const remove = (): void => {
+    forgetExit();
+    removeFiles();
+  };
   const closing = new AbortController();
   // Each request that is slow listens to it.
   setMaxListeners(0, closing.signal);
@@ -131,7 +142,7 @@ export async function createAuthority(options: AuthorityOptions = {}): Promise<A
   const control: Control = (method, path, body) => answerControl(method, path, body);
   const api = createApi({ cluster, faults, log, url: () => url, signal: closing.signal, controllers: workloads, control });
   const listener = await createListener(port, certificates, api).catch((error: unknown) => {
-    rmSync(directory, { recursive: true });
+    remove();
     throw error;
   });
   url = `https://127.0.0.1:${listener.port}`;
@@ -248,7 +259,7 @@ export async function createAuthority(options: AuthorityOptions = {}): Promise<A
       kubelet.close();
       listener.close();
       await processes.stopAll(endWithinMs);
-      rmSync(directory, { recursive: true, force: true });
+      remove();
     },
     [Symbol.asyncDispose]: () => authority.close(),
   };

@@ -147,4 +147,12 @@ describe('run', () => {
     await authority.close();
     assert.deepEqual(await ends[1], [7, null]);
   });
+
+  it('ends a process that was started just now', async () => {
+    const authority = await createAuthority();
+    const child = authority.run(await authority.pod('shop/shop'), process.execPath, ['-e', 'setTimeout(() => undefined, 10_000)']);
+    const ended = once(child, 'close');
+    await authority.close();
+    assert.deepEqual(await ended, [null, 'SIGTERM']);
+  });
 });

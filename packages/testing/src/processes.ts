@@ -26,6 +26,8 @@ export interface Processes {
   /** Ends a pod's processes: with SIGTERM, and what is left after `graceMs` with SIGKILL. Resolves when there is none. */
   stop(uid: string, graceMs: number): Promise<void>;
   stopAll(graceMs: number): Promise<void>;
+  /** Sends all of them a SIGKILL, and does not wait. */
+  killAll(): void;
 }
 
 /** Makes an empty set of processes. */
@@ -53,9 +55,9 @@ export function createProcesses(): Processes {
         env: { PATH: process.env['PATH'] ?? '', ...own, ...env },
         ...(cwd === undefined ? {} : { cwd }),
       });
-      const forget = (): void => void running.delete(child);
-      child.once('spawn', () => running.set(child, uid));
-      child.once('close', forget);
+      // One that could not be started has no pid.
+      if (child.pid !== undefined) running.set(child, uid);
+      child.once('close', () => running.delete(child));
       return child;
     },
     stop: (uid, graceMs) =>
@@ -64,5 +66,8 @@ export function createProcesses(): Processes {
         graceMs,
       ),
     stopAll: (graceMs) => endAll([...running.keys()], graceMs),
+    killAll() {
+      for (const child of running.keys()) child.kill('SIGKILL');
+    },
   };
 }
