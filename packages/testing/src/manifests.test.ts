@@ -123,6 +123,22 @@ describe('apply', () => {
     await assert.rejects(authority.apply(file), { message: new RegExp(`^${file}, document 3: kind CronJob of batch/v1 is not supported`) });
   });
 
+  it('says which part of the type is missing', async () => {
+    for (const [name, text, what] of [
+      ['no-version', 'kind: Foo', 'apiVersion is missing'],
+      ['no-kind', 'apiVersion: v1', 'kind is missing'],
+      ['neither', 'metadata: { name: x }', 'apiVersion and kind are missing'],
+      ['number', 'apiVersion: 1\nkind: Pod', 'apiVersion must be a string'],
+    ] as const) {
+      const file = write(`${name}.yaml`, text);
+      await assert.rejects(authority.apply(file), { message: `${file}, document 1: ${what}` });
+    }
+  });
+
+  it('names the path that is not there', async () => {
+    await assert.rejects(authority.apply(join(directory, 'nope')), { message: `there is no ${join(directory, 'nope')}` });
+  });
+
   it('replaces a deleted pod of a Deployment, and no other', async () => {
     const started = await createAuthority({ manifests: [write('replaced-a.yaml', shop), write('replaced-b.yaml', quiet)] });
     const [old, single] = started.pods;

@@ -28,7 +28,12 @@ const clusterScoped = new Set(['Namespace', 'ClusterRole', 'ClusterRoleBinding']
  * Throws an `Error` that names the file and the document.
  */
 export function readManifests(paths: string | readonly string[]): readonly Manifest[] {
-  return [paths].flat().flatMap((path) => listFiles(path).flatMap((file) => readFile(file)));
+  return listManifests(paths).flatMap((file) => readFile(file));
+}
+
+/** The files of manifests. Throws an `Error` where a path does not exist, or there are none. */
+export function listManifests(paths: string | readonly string[]): readonly string[] {
+  return [paths].flat().flatMap((path) => listFiles(path));
 }
 
 /** The pod's labels and spec that a Deployment makes pods of. Throws an `Error` where there is none. */
@@ -43,12 +48,14 @@ export function readTemplate({ metadata: { name }, spec: own }: NewObject): {
 }
 
 function listFiles(path: string): readonly string[] {
-  if (statSync(path, { throwIfNoEntry: false })?.isDirectory() === true) {
+  const found = statSync(path, { throwIfNoEntry: false });
+  if (found?.isDirectory() === true) {
     const inside = readdirSync(path).filter((name) => /\.(ya?ml|json)$/.test(name));
     if (inside.length === 0) throw new Error(`no manifest lies in ${path}`);
     return inside.toSorted().map((name) => join(path, name));
   }
-  if (!/[*?[{]/.test(path)) return [path];
+  if (found !== undefined) return [path];
+  if (!/[*?[{]/.test(path)) throw new Error(`there is no ${path}`);
   const files = globSync(path).toSorted();
   if (files.length === 0) throw new Error(`no file matches ${path}`);
   return files;
@@ -66,7 +73,7 @@ function readFile(file: string): readonly Manifest[] {
 
 function parseObject(value: unknown, at: string): NewObject {
   const { apiVersion, kind, metadata, ...rest } = readRecord(value);
-  if (typeof kind !== 'string' || typeof apiVersion !== 'string') throw new Error(`${at}: apiVersion and kind are missing`);
+  if (typeof kind !== 'string' || typeof apiVersion !== 'string') throw new Error(`${at}: ${describeType({ apiVersion, kind })}`);
   if (!(kinds[apiVersion] ?? []).includes(kind)) {
     const known = Object.entries(kinds).map(([version, names]) => `${names.join(', ')} (${version})`);
     throw new Error(`${at}: kind ${kind} of ${apiVersion} is not supported, only ${known.join('; ')}`);
@@ -76,6 +83,13 @@ function parseObject(value: unknown, at: string): NewObject {
   checkFields({ kind, apiVersion }, readRecord(value), at);
   const where = clusterScoped.has(kind) ? {} : { namespace: typeof namespace === 'string' ? namespace : 'default' };
   return { apiVersion, kind, metadata: { name, ...where, ...others }, ...rest };
+}
+
+function describeType(type: { readonly apiVersion: unknown; readonly kind: unknown }): string {
+  const faulty = Object.entries(type).filter(([, value]) => typeof value !== 'string');
+  const names = faulty.map(([name]) => name).join(' and ');
+  if (faulty.some(([, value]) => value !== undefined && value !== null)) return `${names} must be a string`;
+  return `${names} ${faulty.length === 1 ? 'is' : 'are'} missing`;
 }
 
 // As `kubectl apply` has it checked: a field that is misspelt would count for nothing.
