@@ -43,17 +43,42 @@ describe('the command', () => {
   it('says in one line what a manifest lacks', async () => {
     const { code, out, error } = await run('serve', '--manifests', join(directory, 'wrong.txt'));
     assert.deepEqual([code, out, error.split('\n').length], [1, '', 2]);
-    assert.match(error, /wrong\.txt, document 1: kind Wrong of v1 is not supported/);
+    assert.match(error, /^k8s-sa-auth-testing: .*wrong\.txt, document 1: kind Wrong of v1 is not supported/);
   });
 
   it('says how it is called', async () => {
     const help = await run('--help');
     assert.equal(help.code, 0);
     assert.match(help.out, /^Usage: npx @k8s-sa-auth\/testing serve/);
-    const mistake = await run('serve', '--prot', '1');
-    assert.deepEqual([mistake.code, mistake.out, mistake.error.split('\n').length], [2, '', 2]);
-    assert.match(mistake.error, /--prot.*\(--help tells how it is called\)$/m);
-    assert.equal((await run('serve', '--port', 'x')).code, 2);
-    assert.equal((await run('start')).code, 2);
+  });
+
+  it('says its version', async () => {
+    const { version } = JSON.parse(readFileSync(new URL('../package.json', import.meta.url), 'utf8'));
+    const { code, out } = await run('--version');
+    assert.deepEqual([code, out], [0, `${version}\n`]);
+  });
+
+  it('says in one line what is wrong with its arguments', async () => {
+    const mistakes: readonly (readonly [args: readonly string[], message: string])[] = [
+      [[], 'say "serve"'],
+      [['start'], 'there is no "start", only "serve"'],
+      [['serve', 'k8s'], 'there is no "serve k8s", only "serve"'],
+      [['serve', '--bogus'], "Unknown option '--bogus'"],
+      [['serve', '--port'], '--port has no value'],
+      [['serve', '--port='], '--port is empty'],
+      [['serve', '--port=1', '--port=2'], '--port is given twice'],
+      [['serve', '--port', '0x10'], '--port is a number from 0 to 65535, not "0x10"'],
+      [['serve', '--port', '65536'], '--port is a number from 0 to 65535, not "65536"'],
+      [['serve', '--manifests', join(directory, 'nope')], `there is no ${join(directory, 'nope')}`],
+      [['serve', '--manifests', join(directory, '*.json')], `no file matches ${join(directory, '*.json')}`],
+      [['serve', '\u001B[2J'], 'there is no "serve  [2J", only "serve"'],
+    ];
+    for (const [args, message] of mistakes) {
+      assert.deepEqual(await run(...args), {
+        code: 2,
+        out: '',
+        error: `k8s-sa-auth-testing: ${message} (npx @k8s-sa-auth/testing --help)\n`,
+      });
+    }
   });
 });
