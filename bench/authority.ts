@@ -59,7 +59,7 @@ const median = (numbers: readonly number[]): number => numbers.toSorted((a, b) =
 
 async function startUp(): Promise<number> {
   const times: number[] = [];
-  for (let round = 0; round < 15; round += 1) {
+  for (let round = 0; round < 20; round += 1) {
     const startedAt = performance.now();
     const authority = await createAuthority();
     times.push(performance.now() - startedAt);
@@ -69,7 +69,7 @@ async function startUp(): Promise<number> {
 }
 
 async function measure(lived: number): Promise<void> {
-  console.log(`start-up: ${(await startUp()).toFixed(0)} ms (median of 15)`);
+  console.log(`start-up: ${(await startUp()).toFixed(0)} ms (median of 20)`);
   const authority = await createAuthority();
   const { apiServer } = await authority.pod('store/store');
   const client = fork(import.meta.filename, ['client']);

@@ -86,6 +86,18 @@ describe('createAuthority', () => {
     });
   });
 
+  describe('advance', () => {
+    it('lets a token be issued that has expired, by a clock that is set back', async () => {
+      authority.advance(-700_000);
+      const expired = await authority.token('api/api', { audience: 'store' });
+      authority.advance(700_000);
+      const { exp } = claimsOf(expired);
+      assert.ok(Number(exp) < Date.now() / 1000 - 60);
+      assert.match((await review(reviewer, expired)).error ?? '', /has expired/);
+      assert.equal((await review(reviewer, await authority.token('api/api', { audience: 'store' }))).authenticated, true);
+    });
+  });
+
   describe('delete', () => {
     it('invalidates the token of a pod, 10 seconds later where it was just reviewed', async () => {
       const [seen, unseen] = await Promise.all(
