@@ -12,8 +12,11 @@ import { promisify } from 'node:util';
 
 import { createGuard, createServiceClient, type Guard, processStatus, type TokenReload, tokenReloadChannel } from '@k8s-sa-auth/core';
 import { type Authority, createAuthority } from '@k8s-sa-auth/testing';
+import { holdObserveTimeout } from '@k8s-sa-auth/testing/adapter-cases';
 import { parser } from '@prometheus-io/lezer-promql';
 import { parse as parseYaml } from 'yaml';
+
+holdObserveTimeout();
 
 const run = promisify(execFile);
 const docs = join(import.meta.dirname, '..', 'docs');

@@ -5,6 +5,7 @@ import { after, afterEach, before, beforeEach, describe, it, mock } from 'node:t
 import { inspect } from 'node:util';
 
 import { type Authority, createAuthority, type Pod } from '@k8s-sa-auth/testing';
+import { holdObserveTimeout } from '@k8s-sa-auth/testing/adapter-cases';
 
 import type { Caller } from './caller.ts';
 import type { IncomingRequest } from './credential.ts';
@@ -12,6 +13,8 @@ import { type Decision, decisionChannel } from './decision.ts';
 import { createGuard, createOptInGuard, type Guard } from './guard.ts';
 import type { GuardOptions, RouteGuard } from './options.ts';
 import { processStatus } from './status.ts';
+
+holdObserveTimeout();
 
 let authority: Authority;
 let store: Pod;

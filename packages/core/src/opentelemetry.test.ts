@@ -9,6 +9,7 @@ import { AsyncLocalStorageContextManager } from '@opentelemetry/context-async-ho
 import { type Histogram, MeterProvider, MetricReader } from '@opentelemetry/sdk-metrics';
 import { InMemorySpanExporter, type ReadableSpan, SimpleSpanProcessor, TracerProvider } from '@opentelemetry/sdk-trace';
 import { type Authority, createAuthority, type Pod } from '@k8s-sa-auth/testing';
+import { holdObserveTimeout } from '@k8s-sa-auth/testing/adapter-cases';
 
 import { decisionChannel } from './decision.ts';
 import { createGuard, type Guard } from './guard.ts';
@@ -18,6 +19,8 @@ import { reviewChannel } from './review.ts';
 import { createServiceClient } from './service-client.ts';
 import { processStatus } from './status.ts';
 import { tokenReloadChannel } from './token-file.ts';
+
+holdObserveTimeout();
 
 class Reader extends MetricReader {
   protected override onForceFlush(): Promise<void> {

@@ -7,6 +7,7 @@ import { after, afterEach, before, beforeEach, describe, it, mock } from 'node:t
 import { setImmediate } from 'node:timers/promises';
 
 import { type Authority, createAuthority, type Pod } from '@k8s-sa-auth/testing';
+import { holdObserveTimeout } from '@k8s-sa-auth/testing/adapter-cases';
 
 import type { Answer } from './api-server.ts';
 import { createCaller } from './caller.ts';
@@ -16,6 +17,8 @@ import { createGuard, createOptInGuard, type Guard } from './guard.ts';
 import type { GuardOptions } from './options.ts';
 import { processStatus } from './status.ts';
 import { type Authorize, type AuthorizedRequest, plainPath, readAccess, readAuthorize } from './subject-access-review.ts';
+
+holdObserveTimeout();
 
 const quiet = { info: () => {}, warn: () => {}, error: () => {} };
 const asked: AuthorizedRequest = {

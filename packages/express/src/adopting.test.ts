@@ -7,9 +7,12 @@ import { after, afterEach, before, beforeEach, describe, it } from 'node:test';
 
 import { createServiceClient, type ServiceClient } from '@k8s-sa-auth/core';
 import { type Authority, createAuthority, type Pod } from '@k8s-sa-auth/testing';
+import { holdObserveTimeout } from '@k8s-sa-auth/testing/adapter-cases';
 import express, { type RequestHandler } from 'express';
 
 import { type ExpressGuard, k8sSaAuth, type RouteGuard } from './index.ts';
+
+holdObserveTimeout();
 
 interface Told {
   readonly outcome: string;

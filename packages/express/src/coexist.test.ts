@@ -6,11 +6,14 @@ import type { AddressInfo } from 'node:net';
 import { after, afterEach, before, beforeEach, describe, it } from 'node:test';
 
 import { type Authority, createAuthority, type Pod } from '@k8s-sa-auth/testing';
+import { holdObserveTimeout } from '@k8s-sa-auth/testing/adapter-cases';
 import express, { type Express, type Request, type RequestHandler } from 'express';
 
 import { type Answer, ask } from './fixtures/ask.ts';
 import { signIn, userOf } from './fixtures/users.ts';
 import { type ExpressGuard, type GuardOptions, k8sSaAuth } from './index.ts';
+
+holdObserveTimeout();
 
 let authority: Authority;
 let pod: Pod;

@@ -4,11 +4,14 @@ import { after, afterEach, before, beforeEach, describe, it } from 'node:test';
 
 import fastifyAuth, { type FastifyAuthFunction } from '@fastify/auth';
 import { type Authority, createAuthority, type Pod } from '@k8s-sa-auth/testing';
+import { holdObserveTimeout } from '@k8s-sa-auth/testing/adapter-cases';
 import fastify, { type FastifyInstance, type FastifyRequest } from 'fastify';
 
 import { type Answer, ask } from './fixtures/ask.ts';
 import { signIn, userOf } from './fixtures/users.ts';
 import { type FastifyGuard, k8sSaAuth, type K8sSaAuthOptions } from './index.ts';
+
+holdObserveTimeout();
 
 let authority: Authority;
 let pod: Pod;

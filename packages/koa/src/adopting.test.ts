@@ -7,10 +7,13 @@ import { after, afterEach, before, beforeEach, describe, it } from 'node:test';
 
 import { createServiceClient, type ServiceClient } from '@k8s-sa-auth/core';
 import { type Authority, createAuthority, type Pod } from '@k8s-sa-auth/testing';
+import { holdObserveTimeout } from '@k8s-sa-auth/testing/adapter-cases';
 import { Router } from '@koa/router';
 import Koa, { type Middleware } from 'koa';
 
 import { k8sSaAuth, type KoaGuard, type RouteGuard } from './index.ts';
+
+holdObserveTimeout();
 
 interface Told {
   readonly outcome: string;

@@ -6,12 +6,15 @@ import type { AddressInfo } from 'node:net';
 import { after, afterEach, before, beforeEach, describe, it } from 'node:test';
 
 import { type Authority, createAuthority, type Pod } from '@k8s-sa-auth/testing';
+import { holdObserveTimeout } from '@k8s-sa-auth/testing/adapter-cases';
 import { Router } from '@koa/router';
 import Koa, { type Context, type Middleware } from 'koa';
 
 import { type Answer, ask } from './fixtures/ask.ts';
 import { signIn, userOf } from './fixtures/users.ts';
 import { type GuardOptions, k8sSaAuth, type KoaGuard } from './index.ts';
+
+holdObserveTimeout();
 
 let authority: Authority;
 let pod: Pod;
