@@ -12,7 +12,7 @@ import { inspect, promisify } from 'node:util';
 import { type Authority, createAuthority, type Pod } from '@k8s-sa-auth/testing';
 
 import { type ApiServerConnection, connectApiServer } from './api-server.ts';
-import type { ApiServer } from './endpoint.ts';
+import { type ApiServer, findEndpoint } from './endpoint.ts';
 
 let authority: Authority;
 let store: Pod;
@@ -291,6 +291,12 @@ describe('connectApiServer, its credentials', () => {
     writeFileSync(files.tokenFile, 'a token\r\nX-Injected: 1');
     await assert.rejects(connect(files).ask(question, 5_000), { reason: 'own_credentials_unreadable', message: /does not hold a token/ });
   });
+
+  it('sends nothing that is longer than a token', async () => {
+    const files = copyOf(store);
+    writeFileSync(files.tokenFile, 'a'.repeat(8_193));
+    await assert.rejects(connect(files).ask(question, 5_000), { reason: 'own_credentials_unreadable', message: /has 8193 bytes/ });
+  });
 });
 
 describe('connectApiServer, finding the API server', () => {
@@ -332,6 +338,24 @@ describe('connectApiServer, finding the API server', () => {
   it('takes a kubeconfig that is named', async () => {
     const script = `options.apiServer = { kubeconfig: ${JSON.stringify(authority.kubeconfig)} }; ${ready}`;
     assert.equal(await inProcess({}, script), 'ready\n');
+    assert.equal(await inProcess({ KUBECONFIG: join(directory, 'absent') }, script), 'ready\n');
+  });
+
+  it('takes an address with a port for a pod, one of IPv6 too, and one without for none', () => {
+    const urlIn = (env: Record<string, string>): string => {
+      const given = { ...process.env };
+      Object.assign(process.env, env);
+      try {
+        return findEndpoint(undefined).url.href;
+      } finally {
+        for (const name in env) {
+          delete process.env[name];
+          if (given[name] !== undefined) process.env[name] = given[name];
+        }
+      }
+    };
+    assert.equal(urlIn({ KUBERNETES_SERVICE_HOST: '::1', KUBERNETES_SERVICE_PORT: '6443' }), 'https://[::1]:6443/');
+    assert.equal(urlIn({ KUBERNETES_SERVICE_HOST: '192.0.2.1', KUBECONFIG: authority.kubeconfig }), `${authority.url}/`);
   });
 
   it('says what to do where there is neither pod nor kubeconfig', async () => {
@@ -358,6 +382,20 @@ describe('connectApiServer, finding the API server', () => {
   it('refuses a kubeconfig that verifies no certificate', async () => {
     const path = kubeconfigWith((text) => text.replace(/"certificate-authority": .*/, '"insecure-skip-tls-verify": true'));
     assert.match(await inProcess({ KUBECONFIG: path }, ready), /^TypeError: .*insecure-skip-tls-verify is set/);
+  });
+
+  it('refuses a kubeconfig that names a proxy, which it would pass by', () => {
+    const path = kubeconfigWith((text) => text.replace('"server":', '"proxy-url": "http://192.0.2.1:3128", "server":'));
+    assert.throws(() => connect({ kubeconfig: path }), { name: 'TypeError', message: /proxy-url is not supported/ });
+  });
+
+  it('comes as the kubeconfig says, with a password too', async () => {
+    const user = JSON.stringify({ username: 'jane', password: 'hunter2' });
+    const path = kubeconfigWith((text) => text.replace(/"user": ?\{[^}]*\}/, `"user": ${user}`));
+    const { headers } = await findEndpoint({ kubeconfig: path }).readCredentials();
+    assert.deepEqual(headers, { authorization: `Basic ${btoa('jane:hunter2')}` });
+    const { headers: bearer } = await findEndpoint({ kubeconfig: authority.kubeconfig }).readCredentials();
+    assert.deepEqual(Object.keys(bearer), ['authorization']);
   });
 
   it('refuses a context that does not exist', () => {

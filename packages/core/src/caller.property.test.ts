@@ -156,7 +156,7 @@ describe('packCaller', () => {
   );
   const texts = fc.oneof(fc.constantFrom('', '0', 'null'), fc.string(), fc.string({ unit: 'binary' }));
   const extras = fc.dictionary(keys, fc.array(texts, { maxLength: 2 }), { maxKeys: 8 });
-  const groups = fc.constantFrom<'usual' | 'joined' | 'other'>('usual', 'joined', 'other');
+  const groups = fc.constantFrom<'usual' | 'more' | 'joined' | 'other'>('usual', 'more', 'joined', 'other');
 
   it('loses nothing of a caller', () => {
     fc.assert(
@@ -169,7 +169,7 @@ describe('packCaller', () => {
         fc.nat({ max: 8.64e15 }),
         (identity, uid, kind, others, extra, ms) => {
           const usual = ['system:serviceaccounts', `system:serviceaccounts:${identity.namespace}`, 'system:authenticated'];
-          const named = { usual, joined: [usual.join()], other: others }[kind];
+          const named = { usual, more: [...usual, ...others], joined: [usual.join()], other: others }[kind];
           const caller = createCaller(identity, { uid, groups: named, extra }, others, ms);
           const again = unpackCaller(packCaller(caller));
           assert.deepEqual(again, caller);

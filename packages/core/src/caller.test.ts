@@ -66,6 +66,13 @@ describe('createCaller', () => {
     assert.equal(caller.username, 'system:serviceaccount:api:api');
   });
 
+  it('knows no pod that has only a name, or only a uid', () => {
+    for (const key of ['pod-name', 'pod-uid']) {
+      const half = { ...user, extra: { [`authentication.kubernetes.io/${key}`]: ['x'] } };
+      assert.equal(createCaller({ namespace: 'api', name: 'api' }, half, [], 0).pod, undefined);
+    }
+  });
+
   it('leaves out what the cluster did not report', () => {
     assert.deepEqual(Object.keys(callerNamed('api', 'api')).toSorted(), [
       'audiences',
@@ -83,7 +90,9 @@ describe('createCaller', () => {
   it('is frozen to the last value, the expiry too', () => {
     assert.throws(() => Object.assign(caller, { name: 'x' }), TypeError);
     assert.throws(() => Object.assign(caller.pod ?? {}, { name: 'x' }), TypeError);
+    assert.throws(() => Object.assign(caller.node ?? {}, { name: 'x' }), TypeError);
     assert.throws(() => Object.assign(caller.groups, ['x']), TypeError);
+    assert.throws(() => Object.assign(caller.audiences, ['x']), TypeError);
     assert.throws(() => Object.assign(caller.extra, { x: [] }), TypeError);
     assert.throws(() => Object.assign(caller.extra['authentication.kubernetes.io/pod-name'] ?? {}, ['x']), TypeError);
     caller.expiresAt.setTime(0);

@@ -245,6 +245,7 @@ describe('responseHeadersFor', () => {
   it('keeps guarded answers out of shared caches where HTTP itself does not', () => {
     assert.deepEqual(responseHeadersFor('x-client-id'), { 'cache-control': 'private', vary: 'X-Client-Id' });
     assert.deepEqual(responseHeadersFor('authorization'), {});
+    assert.ok(Object.isFrozen(responseHeadersFor('x-client-id')), 'one object serves every answer');
   });
 });
 
@@ -269,6 +270,7 @@ describe('refusesToken', () => {
   it('takes a 401 without a challenge for one, and a 403 not', () => {
     assert.equal(refusesToken(401, undefined), true);
     assert.equal(refusesToken(403, null), false);
+    assert.equal(refusesToken(403, 'Bearer no_error="invalid_token"'), false);
   });
 
   it('takes no 401 that says who may not call', () => {

@@ -151,6 +151,22 @@ describe('createReporter', () => {
     ]);
   });
 
+  it('logs what it is told after it was closed', () => {
+    report(refused, 5);
+    reporter.close();
+    report(refused);
+    assert.deepEqual(told().slice(2), [['expired', 1]]);
+  });
+
+  it('keeps no process alive for what it holds back', () => {
+    mock.timers.reset();
+    const timers = (): number => process.getActiveResourcesInfo().filter((name) => name === 'Timeout').length;
+    const before = timers();
+    report(refused, 2);
+    assert.equal(timers(), before);
+    reporter.close();
+  });
+
   it('publishes every decision, with and without a log', () => {
     const seen: Decision[] = [];
     const listen = (decision: unknown): void => void seen.push(decision as Decision);

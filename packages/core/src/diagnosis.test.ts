@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { copyFileSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { copyFileSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, afterEach, before, beforeEach, describe, it, mock } from 'node:test';
@@ -140,6 +140,17 @@ describe('foresee', () => {
     const unbound = await authority.token('api/api', { audience: 'shop' });
     await agrees(unbound, 'not_bound_to_a_pod');
     await agrees(unbound, undefined, { requirePod: false });
+    const claims = { aud: 'shop', exp: 9e9, sub: 'system:serviceaccount:api:api' };
+    const kubernetes = { namespace: 'api', serviceaccount: { name: 'api', uid: 'u' } };
+    for (const pod of [{ name: 'api-0' }, { uid: 'p' }, 'api-0']) {
+      const half = forge({ ...claims, 'kubernetes.io': { ...kubernetes, pod } });
+      assert.deepEqual(await foresee(half, options), {
+        outcome: 'refused',
+        status: 403,
+        code: 'invalid_token',
+        reason: 'not_bound_to_a_pod',
+      });
+    }
   });
 
   it('sees that it has expired', async () => {
@@ -175,6 +186,13 @@ describe('inspectTokenFile', () => {
     copyFileSync(api.tokenFile('shop'), path);
     const { error, isRotated } = await inspectTokenFile(path);
     assert.deepEqual([error, isRotated], [undefined, false]);
+  });
+
+  it('takes two dots within a name for no sign of the kubelet', async () => {
+    mkdirSync(join(directory, 'a..b'));
+    const path = join(directory, 'a..b', 'shop');
+    copyFileSync(api.tokenFile('shop'), path);
+    assert.equal((await inspectTokenFile(path)).isRotated, false);
   });
 
   it('tells why the client would send nothing', async () => {
@@ -237,6 +255,11 @@ describe('findCluster', () => {
   it('rejects with the reason that a guard would report', async () => {
     authority.fail('outage');
     await assert.rejects(cluster.mayCreate('TokenReviews', 5_000), { name: 'ApiServerError', reason: 'connection_failed' });
+  });
+
+  it('asks nothing more when it is closed', async () => {
+    cluster.close();
+    await assert.rejects(cluster.username(5_000), { name: 'ApiServerError', reason: 'closed' });
   });
 
   it('throws where there is no API server to be found', () => {

@@ -74,6 +74,7 @@ describe('createGuard, its options', () => {
   it('refuses an unknown header', () => rejects({ audience: 'a', allow: 'any', header: 'cookie' }, /"header" is 'x-client-id'/));
   it('refuses an unknown mode', () => rejects({ audience: 'a', allow: 'any', mode: 'off' }, /"mode" is 'enforce' or 'observe'/));
   it('refuses a requirePod that is not a boolean', () => rejects({ audience: 'a', allow: 'any', requirePod: 'no' }, /"requirePod"/));
+  it('refuses a forwardToken that is not a boolean', () => rejects({ audience: 'a', allow: 'any', forwardToken: 'no' }, /"forwardToken"/));
   it('refuses a time that is not a number', () => rejects({ audience: 'a', allow: 'any', cacheTtlMs: '60s' }, /"cacheTtlMs" is a number/));
   it('refuses a time that no number could be made of', () =>
     rejects({ audience: 'a', allow: 'any', cacheTtlMs: Number(undefined) }, /"cacheTtlMs" is a number of milliseconds, not NaN/));
@@ -81,6 +82,7 @@ describe('createGuard, its options', () => {
   it('refuses what is no object', () => {
     assert.throws(() => createGuard('secret-store' as unknown as GuardOptions), { name: 'TypeError', message: /takes an object/ });
     assert.throws(() => createGuard(undefined as unknown as GuardOptions), TypeError);
+    assert.throws(() => createGuard([] as unknown as GuardOptions), { name: 'TypeError', message: /takes an object/ });
   });
 
   it('leaves the options as they were, and does not follow them', async () => {
@@ -98,6 +100,22 @@ describe('createGuard, its options', () => {
 });
 
 describe('guard.check', () => {
+  it('reads an answer that holds the token and 16 KiB more, and none that is longer', async () => {
+    const token = await apiToken();
+    const user = { username: 'system:serviceaccount:api:api', uid: 'u', groups: [], extra: {} };
+    const extra = { 'authentication.kubernetes.io/pod-name': ['api-0'], 'authentication.kubernetes.io/pod-uid': ['p'] };
+    const status = { authenticated: true, audiences: ['secret-store'], user: { ...user, extra } };
+    const review = JSON.stringify({ kind: 'TokenReview', apiVersion: 'authentication.k8s.io/v1', spec: { token }, status });
+    const answering = (length: number): void => {
+      const headers = { 'Content-Type': 'application/json' };
+      authority.fail({ status: 201, headers, body: review.padEnd(length) }, { times: 1 });
+    };
+    answering(token.length + 16_385);
+    await assert.rejects(guardWith().check(carrying(token)), { status: 503 });
+    answering(token.length + 16_384);
+    assert.ok(await guardWith().check(carrying(token)));
+  });
+
   it('returns the caller as the review tells it, deeply frozen', async () => {
     const caller = (await guardWith().check(carrying(await apiToken()), '/secrets/:id')) ?? assert.fail();
     assert.equal(caller.serviceAccount, 'api/api');
@@ -106,6 +124,7 @@ describe('guard.check', () => {
     assert.equal(caller.pod?.name, 'api-0');
     assert.match(caller.credentialId ?? '', /^JTI=/);
     assert.ok(caller.groups.includes('system:serviceaccounts:api'));
+    assert.ok(Object.isFrozen(last().audiences), 'whoever is told of decisions changes none');
     assert.ok(caller.expiresAt.getTime() > Date.now());
     assert.ok(Object.isFrozen(caller) && Object.isFrozen(caller.groups) && Object.isFrozen(caller.pod) && Object.isFrozen(caller.extra));
   });
@@ -584,6 +603,19 @@ describe('guard.ready', () => {
       told.filter((line) => !line.includes('signing')),
       ['warn not_ready', 'info Tokens can be reviewed'],
     );
+  });
+
+  it('takes nothing for a permission but a yes to this very question', async () => {
+    for (const { kind, allowed } of [
+      { kind: 'SubjectAccessReview', allowed: true },
+      { kind: 'SelfSubjectAccessReview', allowed: 'true' },
+      { kind: 'SelfSubjectAccessReview', allowed: undefined },
+    ]) {
+      const body = JSON.stringify({ kind, apiVersion: 'authorization.k8s.io/v1', status: { allowed } });
+      const headers = { 'Content-Type': 'application/json' };
+      authority.fail({ status: 201, headers, body }, { times: 1, resource: 'selfsubjectaccessreviews' });
+      await assert.rejects(guardWith().ready(), { name: 'ClusterError', message: /does not say whether tokenreviews may be created/ });
+    }
   });
 
   it('refuses an audience that is the API server’s own', async () => {

@@ -154,7 +154,8 @@ describe('serviceFetch, where a redirect leads', () => {
     assert.deepEqual(shop.headers[2]?.['x-mine'], ['mine']);
   });
   it('is told of by no error where a service sends it back in Location', async () => {
-    for (const location of [`http://u:${token}@${new URL(shop.origin).host}/`, `http://[${token}`]) {
+    const { host } = new URL(shop.origin);
+    for (const location of [`http://u:${token}@${host}/`, `http://:${token}@${host}/`, `http://${token}@${host}/`, `http://[${token}`]) {
       shop.answer = redirect(302, location);
       await assert.rejects(from(), (error) => {
         assert.ok(error instanceof TypeError && !inspect(error, { showHidden: true, depth: Infinity }).includes(token));
@@ -333,13 +334,17 @@ function describeInterceptor(name: string, undici: typeof undici8): void {
     it('carries nothing from an origin that is not named to one that is, nor on from there', async () => {
       await withBank();
       const third = await serve();
-      third.answer = redirect(302, `${foreign.origin}/to`);
       const dispatcher = agent(createInterceptor(client), follow());
-      await get(`${third.origin}/from`, dispatcher);
-      shop.answer = redirect(302, `${third.origin}/from`);
-      await get(`${shop.origin}/from`, dispatcher);
+      const statuses = [300, 301, 302, 303, 307, 308];
+      for (const status of statuses) {
+        third.answer = redirect(status, `${foreign.origin}/to`);
+        await get(`${third.origin}/from`, dispatcher);
+        shop.answer = redirect(status, `${third.origin}/from`);
+        await get(`${shop.origin}/from`, dispatcher);
+      }
       await third.close();
-      assert.deepEqual([shop.tokens(), third.tokens(), foreign.tokens()], [[token], [undefined, undefined], [undefined, undefined]]);
+      const nothing = statuses.flatMap(() => [undefined, undefined]);
+      assert.deepEqual([shop.tokens(), third.tokens(), foreign.tokens()], [statuses.map(() => token), nothing, nothing]);
     });
 
     it('takes for a redirect what is dispatched as one ends, and nothing else', async () => {
@@ -364,6 +369,17 @@ function describeInterceptor(name: string, undici: typeof undici8): void {
       await get(shop.origin, dispatcher);
       await next;
       assert.deepEqual([shop.tokens(), foreign.tokens()], [[token], [bankToken]]);
+      // Neither leads anywhere.
+      for (const [status, headers] of [
+        [404, { location: '/to' }],
+        [304, {}],
+      ] as const) {
+        next = undefined;
+        shop.answer = (_request, response) => void response.writeHead(status, headers).end();
+        await get(shop.origin, dispatcher);
+        await (next as Promise<unknown> | undefined);
+      }
+      assert.deepEqual(foreign.tokens(), [bankToken, bankToken, bankToken]);
     });
 
     it('goes where it was decided to go, whatever becomes of the URL while there is no token yet', async () => {
@@ -419,8 +435,10 @@ function describeInterceptor(name: string, undici: typeof undici8): void {
     });
 
     it('takes an origin with a slash for the same', async () => {
-      await agent(createInterceptor(client)).request({ origin: new URL(`${shop.origin}/`), path: '/', method: 'GET' });
-      assert.deepEqual(shop.tokens(), [token]);
+      const dispatcher = agent(createInterceptor(client));
+      await dispatcher.request({ origin: new URL(`${shop.origin}/`), path: '/', method: 'GET' });
+      await dispatcher.request({ origin: `${shop.origin}/`, path: '/', method: 'GET' });
+      assert.deepEqual(shop.tokens(), [token, token]);
     });
 
     it('takes no path that could become a host on its way through a proxy', async () => {
@@ -597,5 +615,14 @@ describe('createInterceptor on undici 8, a Pool of another host', () => {
     await body.dump();
     assert.deepEqual(foreign.tokens(), [undefined]);
     await pool.close();
+  });
+
+  it('carries nothing to one of several hosts, whatever origin a request names', async () => {
+    for (const pool of [new undici8.BalancedPool([foreign.origin]), new undici8.RoundRobinPool(foreign.origin)]) {
+      const { body } = await pool.compose(createInterceptor(client)).request({ origin: shop.origin, path: '/', method: 'GET' });
+      await body.dump();
+      await pool.close();
+    }
+    assert.deepEqual(foreign.tokens(), [undefined, undefined]);
   });
 });

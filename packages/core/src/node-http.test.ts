@@ -240,6 +240,7 @@ describe('guard.hasToken', () => {
       `Token ${token}`,
       token,
       `Bearer ${user}, x`,
+      `Bearer ${user},${user}`,
     ]) {
       assert.equal(shows(ours), true, ours);
     }

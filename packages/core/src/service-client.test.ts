@@ -48,12 +48,23 @@ describe('createServiceClient, its options', () => {
   it('refuses an unknown option', () => rejects({ targets: [], target: 1 }, /does not know "target"/));
   it('refuses an unknown option of a target', () =>
     rejects({ targets: [{ origin: 'http://x', tokenFile: '/t', audience: 'x' }] }, /does not know "audience"/));
-  it('requires an origin', () => rejects({ targets: [{ tokenFile: '/t' }] }, /"origin" is required/));
-  it('requires a token file', () => rejects({ targets: [{ origin: 'http://x' }] }, /"tokenFile" is required/));
+  it('refuses a fetch that is none', () =>
+    rejects({ targets: [{ origin: 'http://x', tokenFile: '/t' }], fetch: 'fetch' }, /"fetch" takes/));
+  it('requires an origin', () => {
+    rejects({ targets: [{ tokenFile: '/t' }] }, /"origin" is required/);
+    rejects({ targets: [{ origin: [], tokenFile: '/t' }] }, /"origin" is required/);
+  });
+  it('requires a token file', () => {
+    rejects({ targets: [{ origin: 'http://x' }] }, /"tokenFile" is required/);
+    rejects({ targets: [{ origin: 'http://x', tokenFile: '' }] }, /"tokenFile" is required/);
+  });
   it('refuses a path in an origin', () =>
     rejects({ targets: [{ origin: 'http://x/a', tokenFile: '/t' }] }, /"http:\/\/x\/a" is not an origin/));
   it('refuses a user in an origin', () => rejects({ targets: [{ origin: 'http://u@x', tokenFile: '/t' }] }, /is not an origin/));
-  it('refuses a query in an origin', () => rejects({ targets: [{ origin: 'http://x?', tokenFile: '/t' }] }, /is not an origin/));
+  it('refuses a query or a fragment in an origin, though it is empty', () => {
+    rejects({ targets: [{ origin: 'http://x?', tokenFile: '/t' }] }, /is not an origin/);
+    rejects({ targets: [{ origin: 'http://x/#', tokenFile: '/t' }] }, /is not an origin/);
+  });
   it('refuses another scheme', () => rejects({ targets: [{ origin: 'ftp://x', tokenFile: '/t' }] }, /is not an origin/));
   it('refuses a host alone', () => rejects({ targets: [{ origin: 'app.shop', tokenFile: '/t' }] }, /is not an origin/));
   it('refuses another header', () =>
@@ -107,6 +118,12 @@ describe('a service client', () => {
     );
     await assert.rejects(client.ready(AbortSignal.abort(new Error('too long'))), { message: 'too long' });
     assert.equal((await shopClient().ready(), client.status().length), 2);
+    const pod = await authority.pod('api/api', { tokens: { shop: 'shop', wrong: 'https://kubernetes.default.svc.cluster.local' } });
+    const half = clientOf(
+      { origin: shop.origin, tokenFile: pod.tokenFile('shop') },
+      { origin: foreign.origin, tokenFile: pod.tokenFile('wrong') },
+    );
+    await assert.rejects(half.ready(), { name: 'TokenFileError', path: pod.tokenFile('wrong') });
   });
 
   it('sends nothing after close', async () => {
@@ -114,5 +131,15 @@ describe('a service client', () => {
     await client.serviceFetch(shop.origin);
     await client.close();
     await assert.rejects(client.serviceFetch(shop.origin), { name: 'TokenFileError', message: /is closed/ });
+  });
+
+  it('is closed where its scope ends', async () => {
+    let kept: ServiceClient;
+    {
+      await using client = shopClient();
+      await client.serviceFetch(shop.origin);
+      kept = client;
+    }
+    await assert.rejects(kept.serviceFetch(shop.origin), { name: 'TokenFileError', message: /is closed/ });
   });
 });

@@ -169,7 +169,7 @@ function readTarget(options: TargetOptions): { origins: readonly string[]; token
 function readOrigin(text: unknown): string {
   const url = typeof text === 'string' ? URL.parse(text) : null;
   const isOrigin =
-    url !== null && /^https?:$/.test(url.protocol) && [url.origin, `${url.origin}/`].includes(url.href) && !/[?#*]/.test(String(text));
+    url !== null && /^https?:$/.test(url.protocol) && [url.origin, `${url.origin}/`].includes(url.href) && !url.host.includes('*');
   if (!isOrigin)
     throw new TypeError(
       `${JSON.stringify(text)} is not an origin: write scheme, host and port only, and no pattern, such as 'http://app.shop:8080'`,

@@ -5,7 +5,7 @@ import { readFileSync } from 'node:fs';
 import { request as httpRequest } from 'node:http';
 import { connect as connectHttp2, constants, createServer as createHttp2Server } from 'node:http2';
 import type { AddressInfo } from 'node:net';
-import { after, afterEach, before, beforeEach, describe, it } from 'node:test';
+import { after, afterEach, before, beforeEach, describe, it, mock } from 'node:test';
 
 import { type Authority, createAuthority, type Pod } from '@k8s-sa-auth/testing';
 
@@ -88,18 +88,23 @@ describe('serviceFetch', () => {
     ]);
     assert.deepEqual(shop.headers[1]?.['x-mine'], ['mine']);
     assert.deepEqual(foreign.arrived, []);
+    shop.answer = redirect(302, '/to');
+    const from = `${shop.origin}/from`;
+    assert.equal((await serviceFetch(from, new Request(foreign.origin, { redirect: 'manual' }))).status, 302);
+    const aborted = new Request(foreign.origin, { signal: AbortSignal.abort() });
+    await assert.rejects(serviceFetch(from, aborted), { name: 'AbortError' });
   });
 
   it('sends a body as it was when it was called', async () => {
     const { serviceFetch } = shopClient();
     const bytes = Buffer.from('first');
+    const buffer = Uint8Array.from(bytes).buffer;
     const fields = new URLSearchParams({ a: 'first' });
     const form = new FormData();
     form.set('a', new Blob(['first']), 'name');
-    const answers = [bytes, bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + 5), fields, form].map((body) =>
-      serviceFetch(shop.origin, { method: 'POST', body }),
-    );
+    const answers = [bytes, buffer, fields, form].map((body) => serviceFetch(shop.origin, { method: 'POST', body }));
     bytes.fill('X');
+    new Uint8Array(buffer).fill(0);
     fields.set('a', 'X');
     form.set('a', 'X');
     await Promise.all(answers);
@@ -219,6 +224,77 @@ describe('serviceFetch', () => {
     shop.answer = redirect(302, foreign.origin);
     const answer = await shopClient().serviceFetch(`${shop.origin}/from`, { redirect: 'manual' });
     assert.deepEqual([answer.status, answer.redirected], [302, false]);
+  });
+
+  it('rejects a redirect where it is asked to', async () => {
+    shop.answer = redirect(302, '/to');
+    const { serviceFetch } = shopClient();
+    await assert.rejects(serviceFetch(`${shop.origin}/from`, { redirect: 'error' }), TypeError);
+    await assert.rejects(serviceFetch(new Request(`${shop.origin}/from`, { redirect: 'error' })), TypeError);
+    assert.equal(shop.arrived.length, 2);
+  });
+
+  it('takes for a redirect what fetch does: no other status that has a Location', async () => {
+    for (const status of [201, 300, 304, 305]) {
+      shop.answer = redirect(status, '/to');
+      assert.equal((await shopClient().serviceFetch(`${shop.origin}/from`)).status, status);
+    }
+    assert.equal(shop.arrived.length, 4);
+  });
+
+  it('follows with the method that fetch would', async () => {
+    const { serviceFetch } = shopClient();
+    for (const [status, method] of [
+      [302, 'PUT'],
+      [303, 'PUT'],
+      [303, 'HEAD'],
+      [302, 'post'],
+    ] as const) {
+      shop.answer = redirect(status, '/to');
+      await serviceFetch(`${shop.origin}/from`, { method, ...(method !== 'HEAD' && { body: 'one' }) });
+    }
+    assert.deepEqual(
+      shop.arrived.filter(({ url }) => url === '/to').map(({ method, body }) => [method, body]),
+      [
+        ['PUT', 'one'],
+        ['GET', ''],
+        ['HEAD', ''],
+        ['GET', ''],
+      ],
+    );
+  });
+
+  it('tells nothing of a body that it leaves behind', async () => {
+    shop.answer = redirect(303, '/to');
+    const names = ['content-encoding', 'content-language', 'content-location', 'content-type', 'content-length'];
+    const headers = { ...Object.fromEntries(names.map((name) => [name, 'x'])), 'content-length': '3', accept: 'a' };
+    await shopClient().serviceFetch(`${shop.origin}/from`, { method: 'POST', body: 'one', headers });
+    const [first = {}, second = {}] = shop.headers;
+    assert.ok(names.every((name) => name in first));
+    assert.deepEqual([names.filter((name) => name in second), second['accept']], [[], ['a']]);
+  });
+
+  it('follows a Request, until its signal aborts', async () => {
+    const controller = new AbortController();
+    shop.answer = (request, response) => {
+      if (request.url === '/from') response.writeHead(302, { location: '/to' }).end();
+      else controller.abort(new Error('mine'));
+    };
+    const request = new Request(`${shop.origin}/from`, { signal: controller.signal });
+    await assert.rejects(shopClient().serviceFetch(request), { message: 'mine' });
+    assert.deepEqual(shop.tokens(), [token, token]);
+  });
+
+  it('lets go of the connection of a redirect that does not end', async () => {
+    const closed = Promise.withResolvers<void>();
+    shop.answer = (request, response) => {
+      if (request.url === '/from') {
+        response.writeHead(302, { location: '/to' }).write('it never ends');
+        response.once('close', closed.resolve);
+      } else response.end('arrived');
+    };
+    assert.equal(await (await shopClient().serviceFetch(`${shop.origin}/from`)).text(), 'arrived');
+    await closed.promise;
   });
 
   it('makes a GET of a POST on 302, and sends a POST again on 307', async () => {
@@ -379,6 +455,35 @@ describe('serviceFetch, refused', () => {
     assert.equal(shop.arrived.length, 21);
   });
 
+  it('lets go of the connection of a refusal that does not end', async () => {
+    const closed = Promise.withResolvers<void>();
+    shop.answer = ({ headers }, response) => {
+      if (headers['x-client-id'] === newer) response.end('ok');
+      else {
+        response.writeHead(401).write('it never ends');
+        response.once('close', closed.resolve);
+      }
+    };
+    assert.equal(await (await client.serviceFetch(shop.origin)).text(), 'ok');
+    await closed.promise;
+  });
+
+  it('sends once more only once, however many hops there are', async () => {
+    const newest = await mint(1_800);
+    shop.answer = (request, response) => {
+      if (request.headers['x-client-id'] === newest) return void response.end('ok');
+      if (request.headers['x-client-id'] === token) return refuse('clientId')(request, response);
+      if (request.url === '/from') return redirect(307, '/to')(request, response);
+      mounted.replace(newest);
+      // The file is read again.
+      mock.timers.enable({ apis: ['Date'], now: Date.now() + 300_000 });
+      refuse('clientId')(request, response);
+    };
+    const answer = await client.serviceFetch(`${shop.origin}/from`).finally(() => mock.timers.reset());
+    assert.equal(answer.status, 403);
+    assert.deepEqual(shop.tokens(), [token, newer, newer]);
+  });
+
   it('takes the newer token along to the next hop of a redirect', async () => {
     shop.answer = (request, response) =>
       request.headers['x-client-id'] === newer ? redirect(307, '/to')(request, response) : refuse('clientId')(request, response);
@@ -518,5 +623,34 @@ describe('fetchFor', () => {
     });
     httpRequest(foreign.origin).end();
     assert.equal(await outcome, 'mine');
+  });
+
+  it('keeps the signal of a Request that it was given', async () => {
+    const { serviceFetch } = shopClient();
+    const outcome = new Promise((resolve) => {
+      foreign.answer = (_request, response) => {
+        const request = new Request(shop.origin, { signal: AbortSignal.abort(new Error('mine')) });
+        resolve(fetchFor(response, serviceFetch)(request).catch((error: Error) => error.message));
+        response.end();
+      };
+    });
+    httpRequest(foreign.origin).end();
+    assert.equal(await outcome, 'mine');
+  });
+
+  it('cancels what was called with a signal of its own too', async () => {
+    const called = Promise.withResolvers<void>();
+    shop.answer = () => called.resolve();
+    const { serviceFetch } = shopClient();
+    const { signal } = new AbortController();
+    const outcome = new Promise((resolve) => {
+      foreign.answer = (_request, response) =>
+        resolve(fetchFor(response, serviceFetch)(shop.origin, { signal }).catch((error: Error) => error.name));
+    });
+    const caller = httpRequest(foreign.origin).on('error', () => {});
+    caller.end();
+    await called.promise;
+    caller.destroy();
+    assert.equal(await outcome, 'AbortError');
   });
 });

@@ -103,10 +103,8 @@ function copyOf(body: NonNullable<RequestInit['body']>): NonNullable<RequestInit
   if (body instanceof URLSearchParams) return new URLSearchParams(body);
   if (!(body instanceof FormData)) return body;
   const copy = new FormData();
-  for (const [name, value] of body) {
-    if (typeof value === 'string') copy.append(name, value);
-    else copy.append(name, value, value.name);
-  }
+  // A file keeps its name.
+  for (const [name, value] of body) copy.append(name, value);
   return copy;
 }
 

@@ -1,7 +1,18 @@
 import assert from 'node:assert/strict';
 import { execFile } from 'node:child_process';
 import { subscribe, unsubscribe } from 'node:diagnostics_channel';
-import { mkdirSync, mkdtempSync, renameSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readlinkSync,
+  realpathSync,
+  renameSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, afterEach, before, beforeEach, describe, it, mock } from 'node:test';
@@ -9,6 +20,7 @@ import { promisify } from 'node:util';
 
 import { type Authority, createAuthority, type Pod } from '@k8s-sa-auth/testing';
 
+import { mount } from './fixtures/mount.ts';
 import {
   createTokenFile,
   loadSendableToken,
@@ -116,8 +128,42 @@ describe('createTokenFile', () => {
     writeFileSync(target, second);
     mock.timers.setTime(bornAt + 479_000);
     assert.equal(file.peek(), first);
+    for (let time = 0; time < 3; time++) await loadSendableToken(target);
+    assert.equal(file.peek(), first);
     mock.timers.setTime(bornAt + 481_000);
     await reloaded(file, () => file.peek() === second);
+  });
+
+  it('reads every 10 s in the last fifth of the life, and no more often', async () => {
+    const path = join(directory, 'token');
+    writeFileSync(path, await mint());
+    const { expiresAtMs } = await loadSendableToken(path);
+    mock.timers.enable({ apis: ['setTimeout', 'Date'], now: expiresAtMs - 60_000 });
+    const file = follow(path);
+    await file.token();
+    mock.timers.tick(9_999);
+    await loadSendableToken(path);
+    assert.equal(file.status().reloadedAtMs, expiresAtMs - 60_000);
+    mock.timers.tick(1);
+    await reloaded(file, () => file.status().reloadedAtMs === expiresAtMs - 50_000);
+  });
+
+  it('leaves no file open', { skip: !existsSync('/proc/self/fd') }, async () => {
+    const path = join(realpathSync(directory), 'token');
+    const isOpen = (): boolean =>
+      readdirSync('/proc/self/fd').some((fd) => {
+        try {
+          return readlinkSync(`/proc/self/fd/${fd}`) === path;
+        } catch {
+          return false;
+        }
+      });
+    writeFileSync(path, await mint());
+    await loadSendableToken(path);
+    assert.ok(!isOpen());
+    writeFileSync(path, '');
+    await assert.rejects(loadSendableToken(path), { code: 'token_file_unreadable' });
+    assert.ok(!isOpen());
   });
 
   it('trims a newline', async () => {
@@ -161,6 +207,8 @@ describe('createTokenFile', () => {
     assert.equal(file.peek(), undefined);
     assert.equal(file.status().error?.code, code);
     assert.match(file.status().error?.message ?? '', message);
+    // Whoever asks for the token is told.
+    assert.deepEqual(told, []);
   };
 
   it('never sends a token for several audiences', async () => {
@@ -182,6 +230,20 @@ describe('createTokenFile', () => {
     writeFileSync(join(directory, 'token'), await mint());
     mock.timers.enable({ apis: ['Date'], now: Date.now() + 600_000 });
     await rejects('token_expired', /expired at 20.*The kubelet has not rotated it/);
+  });
+
+  it('sends a token until the millisecond in which it expires', async () => {
+    const path = join(directory, 'token');
+    writeFileSync(path, await mint());
+    const file = follow(path);
+    const token = await file.token();
+    const { expiresAtMs = 0 } = file.status().loaded ?? {};
+    mock.timers.enable({ apis: ['Date'], now: expiresAtMs - 1 });
+    assert.equal(file.peek(), token);
+    assert.equal((await loadSendableToken(path)).token, token);
+    mock.timers.setTime(expiresAtMs);
+    assert.equal(file.peek(), undefined);
+    await assert.rejects(loadSendableToken(path), { code: 'token_expired' });
   });
 
   it('never sends a token without audience or expiry', async () => {
@@ -207,6 +269,9 @@ describe('createTokenFile', () => {
   });
 
   it('reads at most 8 KiB', async () => {
+    const largest = (await mint()).padEnd(8_192, '\n');
+    writeFileSync(join(directory, 'token'), largest);
+    assert.equal((await loadSendableToken(join(directory, 'token'))).token, largest.trim());
     writeFileSync(join(directory, 'token'), 'x'.repeat(8_193));
     await rejects('token_file_unreadable', /has 8193 bytes/);
   });
@@ -276,6 +341,12 @@ describe('createTokenFile', () => {
       }
       writeFileSync(join(own, 'token'), await authority.token('api/api', { audience: 'secret-store' }));
       await assert.rejects(loadSendableToken(join(directory, 'token')), { code: 'token_not_sendable' });
+      rmSync(join(own, 'token'));
+      symlinkSync('token', join(own, 'token'));
+      await assert.rejects(loadSendableToken(join(directory, 'token')), { code: 'token_file_unreadable', message: /the pod's own token/ });
+      rmSync(own, { recursive: true });
+      writeFileSync(own, 'a file in the place of its directory');
+      assert.equal((await loadSendableToken(join(directory, 'token'))).audience, 'secret-store');
     } finally {
       if (previous === undefined) delete process.env['K8S_SA_AUTH_ROOT'];
       else process.env['K8S_SA_AUTH_ROOT'] = previous;
@@ -393,11 +464,36 @@ describe('createTokenFile', () => {
   });
 
   it('gives up waiting for a late file when it is closed', async () => {
+    // No time passes.
+    mock.timers.enable({ apis: ['setTimeout'] });
     const file = follow(join(directory, 'absent'));
     const waiting = assert.rejects(file.token(), { message: /is closed$/ });
     await reloaded(file, () => file.status().error !== undefined);
     file.close();
     await waiting;
+  });
+
+  it('reads nothing more when it is closed', async () => {
+    const path = join(directory, 'token');
+    writeFileSync(path, await mint());
+    const next = await authority.token('api/api', { audience: 'secret-store', expirationSeconds: 1_200, pod: 'api-0' });
+    writeFileSync(`${path}.new`, next);
+    mock.timers.enable({ apis: ['setTimeout', 'Date'], now: Date.now() });
+    const file = follow(path);
+    const first = await file.token();
+    const other = follow(path);
+    await other.token();
+    file.close();
+    const isAsItWas = async (): Promise<void> => {
+      // A read would have been over by then.
+      for (let time = 0; time < 3; time++) await loadSendableToken(path);
+      assert.equal(file.status().loaded?.token, first);
+    };
+    renameSync(`${path}.new`, path);
+    await reloaded(other, () => other.peek() === next);
+    await isAsItWas();
+    mock.timers.tick(300_000);
+    await isAsItWas();
   });
 
   it('has no token after a refused one where it is closed', async () => {
@@ -413,6 +509,8 @@ describe('createTokenFile', () => {
       const file = follow('/var/run/secrets/tokens/api-token');
       assert.equal(file.path, api.tokenFile('api-token'));
       assert.equal(follow(api.tokenFile('api-token')).path, api.tokenFile('api-token'));
+      const beside = `${process.env['K8S_SA_AUTH_ROOT']}-beside/token`;
+      assert.equal(follow(beside).path, join(process.env['K8S_SA_AUTH_ROOT'] ?? '', beside));
       assert.match(await file.token(), /^eyJ/);
     } finally {
       delete process.env['K8S_SA_AUTH_ROOT'];
@@ -439,6 +537,39 @@ describe('createTokenFile', () => {
     file.close();
     assert.equal(file.peek(), undefined);
     await assert.rejects(file.token(), { name: 'TokenFileError', message: /is closed/ });
+  });
+
+  it('tells nobody of what it was still reading when it was closed', async () => {
+    let events = 0;
+    const count = (): void => void (events += 1);
+    subscribe(tokenReloadChannel, count);
+    try {
+      const file = follow(api.tokenFile('api-token'));
+      file.close();
+      await reloaded(file, () => file.status().loaded !== undefined);
+      assert.equal(events, 0);
+    } finally {
+      unsubscribe(tokenReloadChannel, count);
+    }
+  });
+
+  it('loses no change that is told while a reload ends', async () => {
+    const mounted = mount(await mint());
+    const next = await authority.token('api/api', { audience: 'secret-store', expirationSeconds: 1_200, pod: 'api-0' });
+    const file = follow(mounted.path);
+    const found = Promise.withResolvers<string | undefined>();
+    const swap = (): void => {
+      unsubscribe(tokenReloadChannel, swap);
+      mounted.replace(next);
+      found.resolve(file.tokenAfter(file.peek() ?? ''));
+    };
+    subscribe(tokenReloadChannel, swap);
+    try {
+      assert.equal(await found.promise, next);
+    } finally {
+      unsubscribe(tokenReloadChannel, swap);
+      mounted.remove();
+    }
   });
 
   const inChild = async (program: string): Promise<string> => {

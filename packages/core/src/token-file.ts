@@ -249,10 +249,6 @@ export function createTokenFile(file: string, log: Log): TokenFile {
     }
   }
 
-  const refuseClosed = (): void => {
-    if (closed) throw new TokenFileError('token_file_unreadable', path, `The client that reads ${path} is closed`);
-  };
-
   void reload();
 
   return {
@@ -264,14 +260,13 @@ export function createTokenFile(file: string, log: Log): TokenFile {
       return live(now)?.token;
     },
     async token() {
-      refuseClosed();
       const token = this.peek();
       if (token !== undefined) return token;
       if (loaded === undefined) await (firstWait ??= waitForFirst());
       // Not for each of those that ask while there is none.
       const hasJustFailed = error !== undefined && performance.now() - triedAt < lookAgainMs;
       if (live() === undefined && !closed && !hasJustFailed) await (loading ?? reload());
-      refuseClosed();
+      if (closed) throw new TokenFileError('token_file_unreadable', path, `The client that reads ${path} is closed`);
       const current = live();
       if (current !== undefined) return current.token;
       throw error ?? expired(path, loaded?.expiresAtMs ?? 0);

@@ -108,6 +108,7 @@ describe('readReview', () => {
   it('does not take trouble with etcd for a refusal', () => {
     assert.equal(readStatus({ user: {}, error: '[invalid bearer token, etcdserver: request timed out]' }).outcome, 'unavailable');
     assert.equal(readStatus({ user: {}, error: 'Timeout: context deadline exceeded' }).outcome, 'unavailable');
+    assert.equal(readStatus({ user: {}, error: '[context deadline exceeded, invalid bearer token]' }).outcome, 'refused');
   });
 
   it('knows nobody where our own permission or credential is refused', () => {
@@ -143,6 +144,16 @@ describe('readReview', () => {
     assert.equal(readStatus({ ...accepted, authenticated: 1 }).outcome, 'unavailable');
     assert.equal(readStatus({ ...accepted, authenticated: null }).outcome, 'unavailable');
     assert.equal(readStatus({ ...accepted, authenticated: false }).outcome, 'refused');
+  });
+
+  it('takes a list with anything but text in it for none', () => {
+    assert.deepEqual(readStatus({ ...accepted, audiences: ['secret-store', 7] }), {
+      outcome: 'refused',
+      reason: 'review_for_other_audiences',
+    });
+    const verdict = readStatus({ ...accepted, user: { ...accepted.user, groups: ['g', 7], extra: { x: ['y', null], z: ['z'] } } });
+    assert.equal(verdict.outcome, 'accepted');
+    assert.deepEqual([verdict.caller.groups, verdict.caller.extra], [[], { x: [], z: ['z'] }]);
   });
 
   it('refuses an answer that both authenticates and objects', () => {

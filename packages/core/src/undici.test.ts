@@ -1,15 +1,18 @@
 import assert from 'node:assert/strict';
+import { subscribe, unsubscribe } from 'node:diagnostics_channel';
+import { EventEmitter } from 'node:events';
 import { readFileSync } from 'node:fs';
 import { Readable, Writable } from 'node:stream';
 import { after, afterEach, before, beforeEach, describe, it, mock as nodeMock } from 'node:test';
 
 import { type Authority, createAuthority, type Pod } from '@k8s-sa-auth/testing';
-import { Agent, interceptors, MockAgent, request } from 'undici';
+import { Agent, type Dispatcher, interceptors, MockAgent, request } from 'undici';
 import * as undici7 from 'undici7';
 
 import { mount, type Mount } from './fixtures/mount.ts';
 import { redirect, refuse, serve, type Service } from './fixtures/service.ts';
 import { createServiceClient, type ServiceClient } from './service-client.ts';
+import { tokenReloadChannel } from './token-file.ts';
 import { createInterceptor } from './undici.ts';
 
 let authority: Authority;
@@ -424,6 +427,208 @@ describe('createInterceptor, refused, on undici 8', () => {
       throw new Error('mine');
     });
     await assert.rejects(streamed, { message: 'mine' });
+  });
+});
+
+// Every order in which a dispatcher may tell what happens, since some do not wait.
+describe('createInterceptor, told step by step', () => {
+  let mounted: Mount;
+  let newer: string;
+  let sent: Sent[];
+  let told: string[];
+  let dispatch: Dispatcher.Dispatch;
+
+  interface Sent {
+    readonly options: Dispatcher.DispatchOptions;
+    readonly handler: Required<Dispatcher.DispatchHandler>;
+    readonly controller: Dispatcher.DispatchController;
+  }
+
+  const controllerOf = (): Dispatcher.DispatchController => ({
+    aborted: false,
+    paused: false,
+    reason: null,
+    abort: ({ message }) => void told.push(`abort: ${message}`),
+    pause: () => void told.push('pause'),
+    resume: () => void told.push('resume'),
+  });
+  const handler: Dispatcher.DispatchHandler = {
+    onResponseStart: (_controller, status) => void told.push(`start ${status}`),
+    onResponseData: (_controller, chunk) => void told.push(`data ${chunk.length}`),
+    onResponseEnd: () => void told.push('end'),
+    onResponseError: (_controller, { message }) => void told.push(`error: ${message}`),
+  };
+  const until = async (isDone: () => boolean): Promise<void> => {
+    while (!isDone()) await new Promise(setImmediate);
+  };
+  const ask = (options: object = {}, by = handler): boolean => dispatch({ origin: shop.named, path: '/', method: 'GET', ...options }, by);
+  const refuseTo = (at: number): Sent => {
+    const { handler: relay, controller } = sent[at] ?? assert.fail('it was not sent');
+    relay.onResponseStart(controller, 401, {}, '');
+    return sent[at] as Sent;
+  };
+  const over = (one: ServiceClient): Dispatcher.Dispatch =>
+    createInterceptor(one)((options, relay) => {
+      sent.push({ options, handler: relay as Required<Dispatcher.DispatchHandler>, controller: controllerOf() });
+      return true;
+    });
+  const tokens = (): unknown[] => sent.map(({ options }) => (options.headers as Record<string, unknown> | undefined)?.['x-client-id']);
+
+  beforeEach(async () => {
+    token = await authority.token('api/api', { audience: 'shop', pod: 'api-0', expirationSeconds: 600 });
+    newer = await authority.token('api/api', { audience: 'shop', pod: 'api-0', expirationSeconds: 1_200 });
+    mounted = mount(token);
+    await client.close();
+    client = createServiceClient({ targets: [{ origin: shop.named, tokenFile: mounted.path }] });
+    await client.ready();
+    mounted.replace(newer);
+    [sent, told] = [[], []];
+    dispatch = over(client);
+  });
+  afterEach(() => {
+    nodeMock.timers.reset();
+    mounted.remove();
+  });
+
+  it('tells of the second answer alone', async () => {
+    ask();
+    const { handler: first, controller } = refuseTo(0);
+    first.onResponseData(controller, Buffer.from('refused'));
+    assert.deepEqual(told, ['pause']);
+    await until(() => told.includes('resume'));
+    first.onResponseData(controller, Buffer.from('refused'));
+    first.onResponseEnd(controller, {});
+    first.onResponseError(controller, new Error('late'));
+    const { handler: second, controller: other } = sent[1] ?? assert.fail('it was not sent');
+    second.onResponseStart(other, 200, {}, '');
+    second.onResponseEnd(other, {});
+    assert.deepEqual(told, ['pause', 'resume', 'start 200', 'end']);
+    assert.deepEqual(tokens(), [token, newer]);
+  });
+
+  it('tells of the second refusal, and does not look again', async () => {
+    ask();
+    refuseTo(0);
+    await until(() => sent.length === 2);
+    mounted.replace(await authority.token('api/api', { audience: 'shop', pod: 'api-0', expirationSeconds: 1_800 }));
+    told = [];
+    refuseTo(1);
+    assert.deepEqual(told, ['start 401']);
+  });
+
+  it('sends nothing again for a request that has failed while it looked', async () => {
+    const looked = Promise.withResolvers<unknown>();
+    subscribe(tokenReloadChannel, looked.resolve);
+    ask();
+    const { handler: first, controller } = refuseTo(0);
+    first.onResponseError(controller, new Error('cut'));
+    await looked.promise.finally(() => unsubscribe(tokenReloadChannel, looked.resolve));
+    for (let turn = 0; turn < 3; turn++) await new Promise(setImmediate);
+    assert.deepEqual(told, ['pause', 'error: cut']);
+    assert.equal(sent.length, 1);
+  });
+
+  it('fails a request whose handler throws on a refusal that is over', async () => {
+    mounted.replace(token);
+    ask(
+      {},
+      {
+        ...handler,
+        onResponseStart: () => {
+          throw new Error('mine');
+        },
+      },
+    );
+    const { handler: first, controller } = refuseTo(0);
+    first.onResponseEnd(controller, {});
+    await until(() => told.length > 1);
+    assert.deepEqual(told, ['pause', 'error: mine']);
+  });
+
+  it('gives a refusal a second to end, and 64 KiB', async () => {
+    nodeMock.timers.enable({ apis: ['setTimeout'] });
+    const dropping = async (): Promise<Sent> => {
+      [sent, told] = [[], []];
+      mounted.replace(newer);
+      ask();
+      const first = refuseTo(0);
+      await until(() => told.includes('resume'));
+      told = [];
+      return first;
+    };
+    const { handler: first, controller } = await dropping();
+    first.onResponseData(controller, Buffer.alloc(65_536));
+    nodeMock.timers.tick(999);
+    assert.deepEqual(told, []);
+    first.onResponseData(controller, Buffer.alloc(1));
+    assert.deepEqual(told, ['abort: The refusal is too long to be read']);
+    nodeMock.timers.tick(1);
+    assert.deepEqual(told.slice(1), ['abort: The refusal does not end']);
+  });
+
+  for (const end of ['onResponseEnd', 'onResponseError'] as const) {
+    it(`has no deadline for a refusal that is over by ${end}`, async () => {
+      nodeMock.timers.enable({ apis: ['setTimeout'] });
+      ask();
+      const { handler: first, controller } = refuseTo(0);
+      await until(() => told.includes('resume'));
+      if (end === 'onResponseEnd') first.onResponseEnd(controller, {});
+      else first.onResponseError(controller, new Error('cut'));
+      nodeMock.timers.tick(1_000);
+      assert.deepEqual(told, ['pause', 'resume']);
+    });
+  }
+
+  it('has no deadline for a refusal that was over before it was sent again', async () => {
+    nodeMock.timers.enable({ apis: ['setTimeout'] });
+    ask();
+    const { handler: first, controller } = refuseTo(0);
+    first.onResponseEnd(controller, {});
+    await until(() => told.includes('resume'));
+    nodeMock.timers.tick(1_000);
+    assert.deepEqual(told, ['pause', 'resume']);
+  });
+
+  it('never sends a stream again, nor where it had to wait for the token', async () => {
+    const fresh = createServiceClient({ targets: [{ origin: shop.named, tokenFile: mounted.path }] });
+    dispatch = over(fresh);
+    ask({ method: 'POST', body: Readable.from(['one']) });
+    assert.equal(sent.length, 0);
+    await until(() => sent.length === 1);
+    refuseTo(0);
+    assert.deepEqual(told, ['start 401']);
+    await fresh.close();
+  });
+
+  it('waits for a token whatever ends the request in the place of a signal', async () => {
+    const fresh = createServiceClient({ targets: [{ origin: shop.named, tokenFile: mounted.path }] });
+    dispatch = over(fresh);
+    ask({ signal: new EventEmitter() });
+    await until(() => sent.length + told.length > 0);
+    assert.deepEqual([tokens(), told], [[newer], []]);
+    await fresh.close();
+  });
+
+  it('carries nothing where a redirect leads, after another request has ended within its end', () => {
+    ask(
+      { origin: foreign.origin },
+      {
+        ...handler,
+        onResponseEnd: () => {
+          ask({ origin: foreign.origin, path: '/one' });
+          const { handler: inner, controller } = sent[1] ?? assert.fail('it was not sent');
+          inner.onResponseStart(controller, 200, {}, '');
+          inner.onResponseEnd(controller, {});
+          ask({ path: '/two' });
+        },
+      },
+    );
+    const { handler: first, controller } = sent[0] ?? assert.fail('it was not sent');
+    first.onResponseStart(controller, 302, { location: shop.named }, '');
+    first.onResponseEnd(controller, {});
+    assert.deepEqual(tokens(), [undefined, undefined, undefined]);
+    ask();
+    assert.deepEqual(tokens().slice(3), [token]);
   });
 });
 

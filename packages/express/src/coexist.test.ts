@@ -98,6 +98,37 @@ describe('guard.or', () => {
     assert.deepEqual(decisions, []);
   });
 
+  it('fails where nobody may be told who called, while it observes too', async () => {
+    app.use((request, _response, next) => {
+      Object.defineProperty(request, 'caller', {
+        set() {
+          throw new Error('no');
+        },
+      });
+      next();
+    });
+    await start({ mode: 'observe' }, (ours) =>
+      app.get(
+        '/',
+        ours.or((_request, _response, next) => next()),
+        answer,
+      ),
+    );
+    assert.equal(await outcome({ token: api }), '500');
+  });
+
+  it('tells of the route that it stands in, while it observes too', async () => {
+    await start({}, (ours) => {
+      app.get('/orders/:order', ours.or(userJwt), answer);
+      app.get('/seen/:order', ours.with({ allow: 'any', mode: 'observe' }).or(userJwt), answer);
+    });
+    for (const path of ['/orders/7', '/seen/7']) await send({ token: api }, path);
+    assert.deepEqual(
+      decisions.map(({ request }) => request),
+      ['/orders/:order', '/seen/:order'].map((route) => ({ method: 'GET', route })),
+    );
+  });
+
   it('knows the route where it stands in it, for events and for authorize', async () => {
     await start({}, (ours) => app.get('/orders/:order', ours.or(userJwt), answer));
     assert.equal(await outcome({ token: api }, '/orders/7'), 'api/api, nobody');

@@ -101,6 +101,31 @@ describe('k8sSaAuth', () => {
     assert.equal(runs, 0);
   });
 
+  it('leaves the caller that a guard before it has proven, where it only observes', async () => {
+    app.use(guard);
+    const observing = guard.with({ allow: ['ops/*'], mode: 'observe' });
+    app.get('/x', observing, (request, response) => void response.send(callerOf(request).serviceAccount));
+    assert.equal((await ask(await listen(app), '/x', as(api))).text, 'api/api');
+  });
+
+  it('asks the cluster nothing more when it is closed, or its scope has ended', async () => {
+    const closed = k8sSaAuth({ audience: 'store', allow: ['api/api'], apiServer: pod.apiServer });
+    app.use('/closed', closed);
+    {
+      await using scoped = k8sSaAuth({ audience: 'store', allow: ['api/api'], apiServer: pod.apiServer });
+      app.use('/scoped', scoped);
+    }
+    await closed.close();
+    const origin = await listen(app);
+    assert.deepEqual([(await ask(origin, '/closed', as(api))).status, (await ask(origin, '/scoped', as(api))).status], [503, 503]);
+  });
+
+  it('waits until it is ready no longer than the signal', async () => {
+    const logger = { info: () => {}, warn: () => {}, error: () => {} };
+    await using own = k8sSaAuth({ audience: 'store', allow: ['api/api'], apiServer: pod.apiServer, logger });
+    await assert.rejects(own.ready(AbortSignal.abort(new Error('enough'))), { message: 'enough' });
+  });
+
   it('adds up with the guards before it, on a token that they have taken off', async () => {
     app.use(anyone());
     app.get('/x', (request, response) => void response.json(callerOf(request).audiences));

@@ -131,6 +131,28 @@ describe('app.k8sSaAuth.or', () => {
     assert.equal(await outcome({ token: api }, '/refuses'), '401');
   });
 
+  it('asks a scheme that calls back, and returns null meanwhile', async () => {
+    const later: Parameters<FastifyGuard['or']>[0] = (_request, _reply, done) => {
+      setImmediate(done);
+      return null;
+    };
+    await start({}, (guard) => app.get('/', { onRequest: guard.or(later) }, whoami));
+    assert.equal(await outcome({}), 'nobody, nobody');
+  });
+
+  it('tells of the route that it stands in, while it observes too', async () => {
+    await start({}, (guard) => {
+      app.get('/orders/:order', { onRequest: guard.or(userJwt) }, whoami);
+      app.get('/seen/:order', { onRequest: guard.with({ allow: 'any', mode: 'observe' }).or(userJwt) }, whoami);
+      app.get('/alone/:order', { onRequest: guard }, whoami);
+    });
+    for (const path of ['/orders/7', '/seen/7', '/alone/7']) await send({ token: api }, path);
+    assert.deepEqual(
+      decisions.map(({ request }) => request),
+      ['/orders/:order', '/seen/:order', '/alone/:order'].map((route) => ({ method: 'GET', route })),
+    );
+  });
+
   it('takes a scheme that fails for no pass', async () => {
     await start({}, (guard) => {
       app.get('/rejects', { onRequest: guard.or(() => Promise.reject()) }, whoami);
@@ -163,6 +185,7 @@ describe('app.k8sSaAuth.or', () => {
 
   it('answers 500 where the guard has no audience', async () => {
     await app.register(k8sSaAuth, { routes: 'opt-in', apiServer: pod.apiServer });
+    assert.equal(app.k8sSaAuth.enforced, true);
     app.get('/', { onRequest: app.k8sSaAuth.or(userJwt) }, whoami);
     origin = await app.listen({ port: 0, host: '127.0.0.1' });
     assert.equal(await outcome({ user: jane }), '500');

@@ -161,6 +161,18 @@ describe('k8sSaAuth', () => {
     assert.match(answer.text, /callerOf: nobody was proven on this route/);
   });
 
+  it('leaves the caller that a guard before it has proven, where it only observes', async () => {
+    await app.register(k8sSaAuth, standard());
+    const onRequest = app.k8sSaAuth.with({ allow: ['ops/*'], mode: 'observe' });
+    app.get('/x', { onRequest }, (request) => callerOf(request).serviceAccount);
+    assert.equal((await ask(await listen(), '/x', as(api))).text, 'api/api');
+  });
+
+  it('waits until it is ready no longer than the signal', async () => {
+    await app.register(k8sSaAuth, { ...standard(), logger: { info: () => {}, warn: () => {}, error: () => {} } });
+    await assert.rejects(app.k8sSaAuth.ready(AbortSignal.abort(new Error('enough'))), { message: 'enough' });
+  });
+
   it('guards app.inject', async () => {
     await app.register(k8sSaAuth, standard());
     app.get('/x', (request) => [callerOf(request).serviceAccount, request.headers['x-client-id'] ?? 'taken off']);
@@ -191,6 +203,19 @@ describe('k8sSaAuth', () => {
     assert.match(lines.join(''), /system:auth-delegator/);
     assert.equal((await logged.inject({ url: '/x', headers: { 'x-client-id': api } })).statusCode, 503);
     await logged.close();
+  });
+
+  it('warns its own logger where it has one, not the app’s', async () => {
+    const warned = Promise.withResolvers<string>();
+    const logger = { info: () => {}, warn: (_details: object, message: string) => warned.resolve(message), error: () => {} };
+    const lines: string[] = [];
+    const logged = fastify({ logger: { level: 'warn', stream: { write: (line: string) => void lines.push(line) } } });
+    const powerless = await authority.pod('other/own', { reviews: false });
+    await logged.register(k8sSaAuth, { ...standard(), apiServer: powerless.apiServer, logger });
+    await logged.ready();
+    assert.match(await warned.promise, /system:auth-delegator/);
+    await logged.close();
+    assert.deepEqual(lines, []);
   });
 
   it('warns the process where the app has no log', async () => {

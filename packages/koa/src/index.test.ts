@@ -72,6 +72,34 @@ describe('k8sSaAuth', () => {
     assert.equal((await ask(origin, '/x', as(api))).text, '["api/api","api",""]');
   });
 
+  it('leaves the caller that a guard before it has proven, where it only observes', async () => {
+    app.use(guard).use(guard.with({ allow: ['ops/*'], mode: 'observe' }));
+    app.use((ctx) => {
+      ctx.body = callerOf(ctx).serviceAccount;
+    });
+    assert.equal((await ask(await listen(), '/x', as(api))).text, 'api/api');
+  });
+
+  it('asks the cluster nothing more when it is closed, or its scope has ended', async () => {
+    const router = new Router<CallerState>();
+    const closed = k8sSaAuth({ audience: 'store', allow: ['api/api'], apiServer: pod.apiServer });
+    router.get('/closed', closed);
+    {
+      await using scoped = k8sSaAuth({ audience: 'store', allow: ['api/api'], apiServer: pod.apiServer });
+      router.get('/scoped', scoped);
+    }
+    await closed.close();
+    app.use(router.routes());
+    const origin = await listen();
+    assert.deepEqual([(await ask(origin, '/closed', as(api))).status, (await ask(origin, '/scoped', as(api))).status], [503, 503]);
+  });
+
+  it('waits until it is ready no longer than the signal', async () => {
+    const logger = { info: () => {}, warn: () => {}, error: () => {} };
+    await using own = k8sSaAuth({ audience: 'store', allow: ['api/api'], apiServer: pod.apiServer, logger });
+    await assert.rejects(own.ready(AbortSignal.abort(new Error('enough'))), { message: 'enough' });
+  });
+
   it('adds up with the guards before it, on a token that they have taken off', async () => {
     const router = new Router<CallerState>();
     router.get('/admin', admin(), (ctx) => {
@@ -133,10 +161,15 @@ describe('k8sSaAuth', () => {
     router.get('/items', asking, (ctx) => {
       ctx.body = 'items';
     });
+    router.get(/^\/orders/, asking, (ctx) => {
+      ctx.body = 'orders';
+    });
     app.use(passing.routes()).use(asking).use(router.routes());
     const origin = await listen();
     assert.equal((await ask(origin, '/items', as(api))).text, 'items');
     assert.deepEqual(asked, [undefined, undefined, '/items']);
+    assert.equal((await ask(origin, '/orders/7', as(api))).text, 'orders');
+    assert.deepEqual(asked.slice(3), [undefined, undefined, undefined]);
   });
 
   it('throws what error middleware can answer, and keeps the challenge', async () => {
