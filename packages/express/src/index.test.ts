@@ -111,18 +111,19 @@ describe('k8sSaAuth', () => {
   it('asks the cluster nothing more when it is closed, or its scope has ended', async () => {
     const closed = k8sSaAuth({ audience: 'store', allow: ['api/api'], apiServer: pod.apiServer });
     app.use('/closed', closed);
-    {
-      await using scoped = k8sSaAuth({ audience: 'store', allow: ['api/api'], apiServer: pod.apiServer });
-      app.use('/scoped', scoped);
-    }
+    const scoped = k8sSaAuth({ audience: 'store', allow: ['api/api'], apiServer: pod.apiServer });
+    app.use('/scoped', scoped);
     await closed.close();
+    // What `await using` does.
+    await scoped[Symbol.asyncDispose]();
     const origin = await listen(app);
     assert.deepEqual([(await ask(origin, '/closed', as(api))).status, (await ask(origin, '/scoped', as(api))).status], [503, 503]);
   });
 
-  it('waits until it is ready no longer than the signal', async () => {
+  it('waits until it is ready no longer than the signal', async (t) => {
     const logger = { info: () => {}, warn: () => {}, error: () => {} };
-    await using own = k8sSaAuth({ audience: 'store', allow: ['api/api'], apiServer: pod.apiServer, logger });
+    const own = k8sSaAuth({ audience: 'store', allow: ['api/api'], apiServer: pod.apiServer, logger });
+    t.after(() => own.close());
     await assert.rejects(own.ready(AbortSignal.abort(new Error('enough'))), { message: 'enough' });
   });
 

@@ -84,19 +84,20 @@ describe('k8sSaAuth', () => {
     const router = new Router<CallerState>();
     const closed = k8sSaAuth({ audience: 'store', allow: ['api/api'], apiServer: pod.apiServer });
     router.get('/closed', closed);
-    {
-      await using scoped = k8sSaAuth({ audience: 'store', allow: ['api/api'], apiServer: pod.apiServer });
-      router.get('/scoped', scoped);
-    }
+    const scoped = k8sSaAuth({ audience: 'store', allow: ['api/api'], apiServer: pod.apiServer });
+    router.get('/scoped', scoped);
     await closed.close();
+    // What `await using` does.
+    await scoped[Symbol.asyncDispose]();
     app.use(router.routes());
     const origin = await listen();
     assert.deepEqual([(await ask(origin, '/closed', as(api))).status, (await ask(origin, '/scoped', as(api))).status], [503, 503]);
   });
 
-  it('waits until it is ready no longer than the signal', async () => {
+  it('waits until it is ready no longer than the signal', async (t) => {
     const logger = { info: () => {}, warn: () => {}, error: () => {} };
-    await using own = k8sSaAuth({ audience: 'store', allow: ['api/api'], apiServer: pod.apiServer, logger });
+    const own = k8sSaAuth({ audience: 'store', allow: ['api/api'], apiServer: pod.apiServer, logger });
+    t.after(() => own.close());
     await assert.rejects(own.ready(AbortSignal.abort(new Error('enough'))), { message: 'enough' });
   });
 
