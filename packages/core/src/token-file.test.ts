@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import { execFile } from 'node:child_process';
+import { pbkdf2 } from 'node:crypto';
 import { subscribe, unsubscribe } from 'node:diagnostics_channel';
 import {
   existsSync,
@@ -375,6 +376,21 @@ describe('createTokenFile', () => {
     const third = await authority.token('api/api', { audience: 'secret-store', expirationSeconds: 1_800, pod: 'api-0' });
     writeFileSync(path, third);
     await reloaded(file, () => file.peek() === third);
+  });
+
+  it('follows a directory that comes after it was looked for, and before its file is', async () => {
+    const path = join(directory, 'late', 'token');
+    const [first, second] = [await mint(), await authority.token('api/api', { audience: 'secret-store', pod: 'api-1' })];
+    // Whatever reads files waits for these.
+    const busy = Array.from({ length: 4 }, () => promisify(pbkdf2)('', '', 100_000, 32, 'sha256'));
+    const file = follow(path);
+    mkdirSync(join(directory, 'late'));
+    writeFileSync(path, first);
+    assert.equal(await file.token(), first);
+    await Promise.all(busy);
+    writeFileSync(`${path}.new`, second);
+    renameSync(`${path}.new`, path);
+    await reloaded(file, () => file.peek() === second);
   });
 
   it('follows a directory that was moved away for another one', async () => {

@@ -169,6 +169,8 @@ export function createTokenFile(file: string, log: Log): TokenFile {
       loaded = await loadSendableToken(path);
       reloadedAtMs = Date.now();
       error = undefined;
+      // Its directory may have come since it was looked for, and the file have changed in between.
+      if (follow()) changed = true;
     } catch (cause) {
       if (!(cause instanceof TokenFileError)) throw cause;
       error = cause;
@@ -215,8 +217,9 @@ export function createTokenFile(file: string, log: Log): TokenFile {
 
   // The kubelet renames `..data` in the directory; the file itself is a symlink that never changes. A directory that is not there yet is
   // followed from a later load on, and so is one that was removed or renamed, which its watcher tells by the directory's own name.
-  function follow(): void {
-    if (watcher !== undefined || closed) return;
+  // True where this begins to follow it.
+  function follow(): boolean {
+    if (watcher !== undefined || closed) return false;
     const directory = dirname(path);
     try {
       watcher = watch(directory, { persistent: false }, (_event, name) => {
@@ -224,8 +227,10 @@ export function createTokenFile(file: string, log: Log): TokenFile {
         if (name === null || ['..data', basename(path), basename(directory)].includes(name)) void reload();
       });
       watcher.on('error', unfollow);
+      return true;
     } catch {
       watcher = undefined;
+      return false;
     }
   }
 
