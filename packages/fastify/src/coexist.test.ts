@@ -249,10 +249,13 @@ describe('app.k8sSaAuth in app.auth of @fastify/auth', () => {
     await start({}, (guard) => {
       app.get('/', { onRequest: app.auth([asking, guard]) }, whoami);
       app.get('/two', { onRequest: app.auth([asking, guard, guard.with({ allow: ['ops/*'] })]) }, whoami);
+      app.get('/ours', { onRequest: app.auth([guard, guard.with({ allow: ['ops/*'] })]) }, whoami);
     });
     assert.equal((await send({})).headers['www-authenticate'], both);
     const { headers } = await send({ token: stranger }, '/two');
     assert.equal(headers['www-authenticate'], 'Bearer realm="users", ServiceAccount header="X-Client-Id", error="caller_not_allowed"');
+    const { headers: ours } = await send({ token: stranger }, '/ours');
+    assert.equal(ours['www-authenticate'], 'ServiceAccount header="X-Client-Id", error="caller_not_allowed"');
   });
 
   it('fails where its predicate does, rather than pass', async () => {

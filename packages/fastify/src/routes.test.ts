@@ -195,6 +195,8 @@ describe('config.k8sSaAuth', () => {
       async (guarded) => {
         await guarded.register(k8sSaAuth, { audience: 'store', allow: ['api/api'] });
         guarded.get('/inner', () => 'inner');
+        // Which the outer one, without an audience, would not take.
+        guarded.get('/same', { config: { k8sSaAuth: true } }, () => 'same');
       },
       { prefix: '/guarded' },
     );
@@ -202,6 +204,7 @@ describe('config.k8sSaAuth', () => {
     assert.equal((await ask(origin, '/outer')).text, 'outer');
     assert.equal((await ask(origin, '/guarded/inner')).status, 401);
     assert.equal((await ask(origin, '/guarded/inner', as(api))).text, 'inner');
+    assert.equal((await ask(origin, '/guarded/same')).status, 401);
   });
 
   it('asks a predicate about the pattern of the matched route', async () => {
