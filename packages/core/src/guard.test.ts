@@ -605,6 +605,16 @@ describe('guard.ready', () => {
     );
   });
 
+  it('says why although a probe ran out of time before', async () => {
+    const powerless = await authority.pod('secret-store/powerless', { reviews: false });
+    const told: string[] = [];
+    const guard = guardWith({ apiServer: powerless.apiServer, logger: { ...quiet, warn: (_details, message) => void told.push(message) } });
+    await assert.rejects(guard.ready(AbortSignal.abort(new Error('the probe timed out'))), { message: 'the probe timed out' });
+    assert.deepEqual(told, []);
+    await assert.rejects(guard.ready(), { name: 'ClusterError' });
+    assert.match(told.join(), /may not create TokenReviews/);
+  });
+
   it('takes nothing for a permission but a yes to this very question', async () => {
     for (const { kind, allowed } of [
       { kind: 'SubjectAccessReview', allowed: true },

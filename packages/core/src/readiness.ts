@@ -48,7 +48,8 @@ export function createReadiness(
       } catch (error) {
         const isTheirs = error instanceof ApiServerError;
         const failure = isTheirs ? new ClusterError({}, `Tokens cannot be reviewed (${error.reason}): ${error.message}`) : error;
-        if (state === 'unknown' && failure instanceof Error) {
+        // A probe that ran out of time says nothing of the cluster.
+        if (state === 'unknown' && failure instanceof Error && signal?.aborted !== true) {
           state = 'warned';
           log.warn('not_ready', {}, failure.message);
         }

@@ -127,11 +127,12 @@ describe('createTokenFile', () => {
     await reloaded(file, () => file.peek() === first && (file.status().reloadedAtMs ?? 0) >= bornAt + 301_000);
     const second = await mint();
     writeFileSync(target, second);
-    mock.timers.setTime(bornAt + 479_000);
+    const { expiresAtMs = 0 } = file.status().loaded ?? {};
+    mock.timers.setTime(expiresAtMs - 120_001);
     assert.equal(file.peek(), first);
     for (let time = 0; time < 3; time++) await loadSendableToken(target);
     assert.equal(file.peek(), first);
-    mock.timers.setTime(bornAt + 481_000);
+    mock.timers.setTime(expiresAtMs - 120_000);
     await reloaded(file, () => file.peek() === second);
   });
 
