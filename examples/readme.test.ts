@@ -45,12 +45,6 @@ const preload = `data:text/javascript,${encodeURIComponent(`
   subscribe('tracing:net.server.listen:asyncEnd', ({ server }) => process.send?.(server.address().port));
 `)}`;
 
-// However slow the machine: a guard that observes gets more than its 250 ms.
-const patience = `data:text/javascript,${encodeURIComponent(`
-  const { setTimeout: original } = globalThis;
-  globalThis.setTimeout = (run, ms, ...args) => (ms === 250 ? undefined : original(run, ms, ...args));
-`)}`;
-
 // Runs a service as the pod of secret-store. Only the port differs from what stands in the README.
 async function start(name: string, text: string, pod = store): Promise<string> {
   const child = spawn(process.execPath, ['--import', preload, write(name, replace(text, '8081', '0'))], {
@@ -307,6 +301,11 @@ describe('docs/adopting.md', () => {
   it('shows a service that observes, and tells who calls', async () => {
     write('callers.ts', replace(blockOf(page, 'ts', '// callers.ts'), 'console.log(line)', 'process.send?.(line)'));
     const path = write('observing.ts', replace(blockOf(page, 'ts', '// shop.ts'), '8081', '0'));
+    // However slow the machine.
+    const patience = write(
+      'patience.ts',
+      `import { holdObserveTimeout } from '@k8s-sa-auth/testing/adapter-cases'; holdObserveTimeout();\n`,
+    );
     const child = spawn(process.execPath, ['--import', preload, '--import', patience, path], {
       env: { ...process.env, ...store.env },
       stdio: ['ignore', 'ignore', 'inherit', 'ipc'],
