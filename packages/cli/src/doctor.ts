@@ -231,7 +231,7 @@ async function* checkPermissions(
 function permission(resource: 'tokenreviews' | 'subjectaccessreviews', isGranted: boolean, who: Who): Finding {
   const about = { check: 'permission', subject: resource } as const;
   const isService = who.subject !== undefined && 'namespace' in who.subject;
-  const whose = isService ? '' : `: ${who.name} may, who is no ServiceAccount. What a service may, this tells in its pod`;
+  const whose = isService ? '' : `: ${who.name} may. What a service may, this tells in its pod`;
   if (isGranted) return { ...about, status: 'ok', message: `may create ${resource}${whose}` };
   const right = resource === 'tokenreviews' ? 'review-tokens' : 'review-access';
   return { ...about, status: 'wrong', message: `${who.name} may not create ${resource}`, ...granting(right, who) };
