@@ -216,8 +216,8 @@ export function createTokenFile(file: string, log: Log): TokenFile {
   }
 
   // The kubelet renames `..data` in the directory; the file itself is a symlink that never changes. A directory that is not there yet is
-  // followed from a later load on, and so is one that was removed or renamed, which its watcher tells by the directory's own name.
-  // True where this begins to follow it.
+  // followed by the load that finds it, and so is one that was removed or renamed, which its watcher tells by the directory's own name.
+  // Tells whether it begins to be followed.
   function follow(): boolean {
     if (watcher !== undefined || closed) return false;
     const directory = dirname(path);
