@@ -509,7 +509,8 @@ function casesOfBothHeaders(stage: Stage): void {
     it('is refused where the token stands in the other header', async () => {
       const app = await start();
       const token = await issue();
-      app.assertRefused(await app.send({ headers: [[mode.otherName, mode.value(token)]] }), mode.missing, { source: 'screening' });
+      const told = { source: 'screening', reason: 'token_in_other_header' };
+      app.assertRefused(await app.send({ headers: [[mode.otherName, mode.value(token)]] }), mode.missing, told);
     });
 
     it('is refused where the token stands in a trailer', async () => {
