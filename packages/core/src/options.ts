@@ -99,6 +99,10 @@ export function refuseUnknown(where: string, options: unknown, known: readonly s
   if (typeof options !== 'object' || options === null || Array.isArray(options)) {
     throw new TypeError(`${where} takes an object with ${known.join(', ')}, not ${String(options)}`);
   }
+  if ('rawHeaders' in options || 'req' in options)
+    throw new TypeError(
+      `${where} was given a request in place of options. Make it once: app.use(k8sSaAuth({ … })), not app.use(k8sSaAuth)`,
+    );
   const unknown = Object.keys(options).find((key) => !known.includes(key));
   if (unknown !== undefined) throw new TypeError(`${where} does not know ${JSON.stringify(unknown)}. It knows ${known.join(', ')}`);
 }

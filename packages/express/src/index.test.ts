@@ -12,7 +12,7 @@ import type { AddressInfo } from 'node:net';
 import { after, afterEach, before, beforeEach, describe, it } from 'node:test';
 
 import { type Authority, createAuthority, type Pod } from '@k8s-sa-auth/testing';
-import express, { type ErrorRequestHandler, type Express } from 'express';
+import express, { type ErrorRequestHandler, type Express, type RequestHandler } from 'express';
 
 import { as, ask } from './fixtures/ask.ts';
 import { AuthError, type Caller, callerOf, ClusterError, type ExpressGuard, k8sSaAuth, k8sSaAuthClient } from './index.ts';
@@ -310,6 +310,20 @@ describe('k8sSaAuth', () => {
     assert.equal((await ask(origin, '/x')).status, 401);
     assert.equal((await ask(origin, '/x', as(api))).text, 'api/api');
     assert.deepEqual(nexts, ['missing_token', undefined]);
+  });
+
+  it('says what to write where it was given to app.use without a call', async () => {
+    const errors: unknown[] = [];
+    const noting: ErrorRequestHandler = (error, _request, _response, next) => {
+      errors.push(error);
+      next(error);
+    };
+    app.use(k8sSaAuth as unknown as RequestHandler, noting);
+    assert.equal((await ask(await listen(app), '/x', as(api))).status, 500);
+    assert.match(
+      String(errors),
+      /^TypeError: The guard was given a request .* app\.use\(k8sSaAuth\(\{ … \}\)\), not app\.use\(k8sSaAuth\)$/,
+    );
   });
 
   it('throws a TypeError on options that are not understood', () => {

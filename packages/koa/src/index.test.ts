@@ -256,6 +256,17 @@ describe('k8sSaAuth', () => {
     assert.match(messages.join(), /^callerOf: nobody was proven/);
   });
 
+  it('says what to write where it was given to app.use without a call', async () => {
+    const errors: unknown[] = [];
+    app.on('error', (error) => errors.push(error));
+    app.use(k8sSaAuth as unknown as Koa.Middleware<CallerState>);
+    assert.equal((await ask(await listen(), '/x', as(api))).status, 500);
+    assert.match(
+      String(errors),
+      /^TypeError: The guard was given a request .* app\.use\(k8sSaAuth\(\{ … \}\)\), not app\.use\(k8sSaAuth\)$/,
+    );
+  });
+
   it('throws a TypeError on options that are not understood', () => {
     const make = (options: object) => () => k8sSaAuth(JSON.parse(JSON.stringify(options)));
     assert.throws(make({ allow: 'any' }), { name: 'TypeError', message: /"audience" is required/ });
