@@ -8,6 +8,7 @@ import { doctor } from './doctor.ts';
 import { inspect } from './inspect.ts';
 import { manifests } from './manifests.ts';
 import { createTerminal, plain, type Terminal } from './terminal.ts';
+import { inFlags } from './which-cluster.ts';
 
 /** One command. */
 export interface Command {
@@ -69,7 +70,7 @@ const code = await run(args, createTerminal(process.stdout)).catch((error: unkno
   const message = error instanceof Error ? error.message : String(error);
   const [name = ''] = args;
   const hint = isMistake ? ` (k8s-sa-auth ${commands.has(name) ? `${name} ` : ''}--help)` : '';
-  process.stderr.write(`k8s-sa-auth: ${plain(message)}${hint}\n`);
+  process.stderr.write(`k8s-sa-auth: ${plain(inFlags(message))}${hint}\n`);
   return isMistake ? 2 : 1;
 });
 // Whatever is still under way when time was up, such as a program that a kubeconfig runs, must not hold us. All that was written goes out first.

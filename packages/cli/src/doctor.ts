@@ -8,7 +8,7 @@ import { formatDocuments } from './documents.ts';
 import { grant, type Right, type Subject } from './rbac.ts';
 import { fromNow, type Mark, type Terminal } from './terminal.ts';
 import { checkTokenFiles, readNamedFile } from './token-files.ts';
-import { clusterOptions, type Deadline, readApiServer, readDeadline } from './which-cluster.ts';
+import { clusterOptions, type Deadline, inFlags, readApiServer, readDeadline } from './which-cluster.ts';
 
 /** YAML that mends what is wrong: objects for `kubectl apply -f -`, or a part of a pod's spec. */
 export interface Mend {
@@ -117,7 +117,7 @@ async function* checkCallee(asked: Asked): AsyncGenerator<Finding> {
     cluster = findCluster(apiServer);
   } catch (error) {
     if (!(error instanceof TypeError)) throw error;
-    yield { check: 'api-server', status: 'wrong', message: error.message };
+    yield { check: 'api-server', status: 'wrong', message: inFlags(error.message) };
     return;
   }
   try {

@@ -253,7 +253,7 @@ describe('inspect --review', () => {
   it('says in one line where there is no cluster to ask, or an audience that is the API server’s', async () => {
     const nowhere = await run(['inspect', '--review', '--audience', 'secret-store'], { input: token, env: { HOME: directory } });
     assert.deepEqual([nowhere.code, nowhere.out], [1, '']);
-    assert.match(nowhere.error, /^k8s-sa-auth: No API server to review tokens: [^\n]+\n$/);
+    assert.match(nowhere.error, /^k8s-sa-auth: No API server to review tokens: [^\n]+, set KUBECONFIG, or give --kubeconfig\n$/);
     const audience = 'https://kubernetes.default.svc.cluster.local';
     const sent = await authority.token('api/api', { audience, pod: 'api-0' });
     const wrong = await run(['inspect', '--review', '--audience', audience], { env: store.env, input: sent });

@@ -34,6 +34,9 @@ export function readApiServer({ kubeconfig, context }: ClusterValues): ApiServer
   return { kubeconfig: path || join(homedir(), '.kube', 'config'), context };
 }
 
+/** What core says of a cluster that it cannot find, in the words of a command line. */
+export const inFlags = (message: string): string => message.replaceAll('apiServer: { url, caFile, tokenFile }', '--kubeconfig');
+
 /** The one limit for all that a command asks of the cluster. */
 export interface Deadline {
   leftMs(): number;
