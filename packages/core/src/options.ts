@@ -43,7 +43,10 @@ export interface ConnectionOptions {
   readonly cacheTtlMs?: number;
   /** How long a refusal is remembered, in milliseconds. Zero or less: not at all. Default 5 000. */
   readonly refusalTtlMs?: number;
-  /** How long after its last review a caller stays accepted while the cluster cannot be asked, in milliseconds. Zero or less: not at all. Default 300 000. */
+  /**
+   * How long after its last review a caller stays accepted while the cluster cannot be asked, in milliseconds. Zero or less: not at all. With
+   * `verification: 'signature'` it is about the reviews of `authorize` alone. Default 300 000.
+   */
   readonly staleIfErrorMs?: number;
   /** How to reach the API server. Default: as the kubelet tells a pod; outside a pod, the current kubeconfig. */
   readonly apiServer?: ApiServer;
