@@ -13,6 +13,8 @@ export interface Option {
   readonly type: 'string' | 'boolean';
   /** May be given several times. */
   readonly multiple?: boolean;
+  /** What its value may be; default: any text. */
+  readonly choices?: readonly string[];
   /** What stands for its value in the help. */
   readonly value?: string;
   readonly help: string;
@@ -22,14 +24,16 @@ type Value<O extends Option> = O extends { readonly type: 'boolean' }
   ? boolean
   : O extends { readonly multiple: true }
     ? readonly string[]
-    : string;
+    : O extends { readonly choices: readonly (infer Choice)[] }
+      ? Choice
+      : string;
 
 /** What was given; absent where it was not. */
 export type Values<Options extends Readonly<Record<string, Option>>> = { readonly [Name in keyof Options]?: Value<Options[Name]> };
 
 /**
- * Reads what follows a command's name. Throws a UsageError on an option that is unknown, empty, unreadable, or given twice where once is
- * meant, and on a token, wherever it stands.
+ * Reads what follows a command's name. Throws a UsageError on an option that is unknown, empty, unreadable, none of its choices, or given twice
+ * where once is meant, and on a token, wherever it stands.
  */
 export function readArguments<const Options extends Readonly<Record<string, Option>>>(
   args: readonly string[],
@@ -45,7 +49,10 @@ export function readArguments<const Options extends Readonly<Record<string, Opti
     if (token.value === '') throw new UsageError(`--${token.name} is empty`);
     // A terminal would obey it, or YAML take it for the end of a line.
     if (/[\p{Cc}\p{Cf}\p{Cs}]/u.test(token.value ?? '')) throw new UsageError(`--${token.name} holds a character that cannot be seen`);
-    if (seen.has(token.name) && options[token.name]?.multiple !== true) throw new UsageError(`--${token.name} is given twice`);
+    const { multiple = false, choices } = options[token.name] ?? {};
+    if (choices !== undefined && !choices.includes(token.value ?? ''))
+      throw new UsageError(`--${token.name} is ${choices.join(' or ')}, not "${token.value}"`);
+    if (seen.has(token.name) && !multiple) throw new UsageError(`--${token.name} is given twice`);
     seen.add(token.name);
   }
   return { values: values as Values<Options>, positionals };

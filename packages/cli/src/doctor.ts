@@ -36,6 +36,7 @@ const options = {
   authorize: { type: 'boolean', help: 'the guard also asks what callers may do: check for create subjectaccessreviews too' },
   verification: {
     type: 'string',
+    choices: ['review', 'signature'],
     value: 'how',
     help: "the guard's: review, or signature, which needs the signing keys and no permission; default review",
   },
@@ -45,7 +46,12 @@ const options = {
     value: 'path[=audience]',
     help: 'a token that this service sends; repeatable. Default: those below /var/run/secrets',
   },
-  only: { type: 'string', value: 'side', help: 'callee: only what a guard needs; caller: only token files, without any network' },
+  only: {
+    type: 'string',
+    choices: ['callee', 'caller'],
+    value: 'side',
+    help: 'callee: only what a guard needs; caller: only token files, without any network',
+  },
   ...clusterOptions,
   json: { type: 'boolean', help: 'print one JSON object: { ok, checks }' },
 } as const;
@@ -84,9 +90,6 @@ export const doctor: Command = {
 async function readChecks(values: DoctorValues): Promise<AsyncGenerator<Finding>> {
   const { audience: audiences = [], authorize = false, verification = 'review', only } = values;
   const files = (values['token-file'] ?? []).map(readNamedFile);
-  if (verification !== 'review' && verification !== 'signature')
-    throw new UsageError(`--verification is review or signature, not "${verification}"`);
-  if (only !== undefined && only !== 'callee' && only !== 'caller') throw new UsageError(`--only is callee or caller, not "${only}"`);
   if (only === 'callee' && files.length > 0) throw new UsageError('--token-file is of the caller, which --only callee leaves out');
   const ofCallee = Object.keys(values).find((name) =>
     ['audience', 'authorize', 'verification', ...Object.keys(clusterOptions)].includes(name),

@@ -19,9 +19,14 @@ const options = {
     value: 'callers',
     help: 'whom it allows: namespace/name or namespace/*, with commas or several times; default any',
   },
-  header: { type: 'string', value: 'name', help: 'the header that it reads: x-client-id (the default) or authorization' },
+  header: {
+    type: 'string',
+    choices: ['x-client-id', 'authorization'],
+    value: 'name',
+    help: 'the header that it reads: x-client-id (the default) or authorization',
+  },
   'no-require-pod': { type: 'boolean', help: 'it takes tokens that are bound to no pod' },
-  verification: { type: 'string', value: 'how', help: 'review (the default) or signature' },
+  verification: { type: 'string', choices: ['review', 'signature'], value: 'how', help: 'review (the default) or signature' },
   review: { type: 'boolean', help: 'let the guard ask the cluster, as a request would' },
   ...clusterOptions,
   json: { type: 'boolean', help: 'print one JSON object: { token, guard }' },
@@ -73,10 +78,6 @@ function readGuard(values: InspectValues): GuardSettings | undefined {
     if (named !== undefined) throw new UsageError(`--${named} is about a guard, which needs an --audience`);
     return undefined;
   }
-  const isHeader = header === undefined || header === 'x-client-id' || header === 'authorization';
-  if (!isHeader) throw new UsageError(`--header is x-client-id or authorization, not "${header}"`);
-  const isWay = verification === undefined || verification === 'review' || verification === 'signature';
-  if (!isWay) throw new UsageError(`--verification is review or signature, not "${verification}"`);
   const patterns = allow?.flatMap((list) => list.split(','));
   return {
     audience: audience.flatMap((list) => list.split(',')),

@@ -1,6 +1,6 @@
 // `manifests`: the least that both sides need, as YAML.
 
-import { foresee, parseServiceAccount } from '@k8s-sa-auth/core/diagnosis';
+import { foresee, type Identity, parseServiceAccount } from '@k8s-sa-auth/core/diagnosis';
 import type { Document } from 'yaml';
 
 import { formatHelp, ofCommandLine, readArguments, UsageError, type Values } from './arguments.ts';
@@ -19,7 +19,12 @@ const options = {
     help: 'a ServiceAccount that calls: namespace/name, or namespace/name:deployment/container; repeatable',
   },
   authorize: { type: 'boolean', help: 'the guard also asks what callers may do: grant create subjectaccessreviews too' },
-  only: { type: 'string', value: 'side', help: 'callee: the objects that permit; caller: the patches that mount tokens' },
+  only: {
+    type: 'string',
+    choices: ['callee', 'caller'],
+    value: 'side',
+    help: 'callee: the objects that permit; caller: the patches that mount tokens',
+  },
 } as const;
 
 const notes = `
@@ -51,7 +56,6 @@ export const manifests: Command = {
 
 async function writeManifests(values: Values<typeof options>): Promise<readonly Document[]> {
   const { callee, audience, caller: callers = [], authorize = false, only } = values;
-  if (only !== undefined && only !== 'callee' && only !== 'caller') throw new UsageError(`--only is callee or caller, not "${only}"`);
   if (only === 'caller' && authorize) throw new UsageError('--authorize is of the callee, which --only caller leaves out');
   if (only !== 'caller' && callee === undefined)
     throw new UsageError('--callee is required: the ServiceAccount of the service that is called');
@@ -66,8 +70,6 @@ async function writeManifests(values: Values<typeof options>): Promise<readonly 
   const patches = read.map((caller) => callerPatch(caller, audience));
   return only === 'caller' || identity === undefined ? patches : [...permissions(identity, authorize), ...patches];
 }
-
-type Identity = NonNullable<ReturnType<typeof parseServiceAccount>>;
 
 function permissions(callee: Identity, authorize: boolean): readonly Document[] {
   return [...grant('review-tokens', callee), ...(authorize ? grant('review-access', callee) : [])];

@@ -41,9 +41,8 @@ export function grant(right: Right, subject: Subject): readonly Document[] {
   const apiVersion = 'rbac.authorization.k8s.io/v1';
   const role =
     rule && writeDocument({ apiVersion, kind: 'ClusterRole', metadata: { name }, rules: [rule] }, [`Whoever is bound to it ${why}.`]);
-  // No name may hold a slash or a percent sign.
+  // No name may hold a slash or a percent sign. Colons, since namespaces and names have dashes: a-b/c and a/b-c must not share one binding.
   const who = 'username' in subject ? encodeURIComponent(subject.username).replaceAll('%', '=') : `${subject.namespace}:${subject.name}`;
-  // Colons, since namespaces and names have dashes: a-b/c and a/b-c must not share one binding.
   const subjects =
     'username' in subject
       ? [{ apiGroup: 'rbac.authorization.k8s.io', kind: 'User', name: subject.username }]

@@ -57,7 +57,8 @@ const advice: Readonly<Record<string, string>> = {
     'The signing keys cannot be read, and verification: "signature" needs them. k8s-sa-auth doctor --verification signature tells more',
   issuer_unknown:
     'The API server does not say its issuer at /.well-known/openid-configuration. Bind system:service-account-issuer-discovery',
-  unknown_keys: 'More tokens name unknown keys than are asked about in a second. Somebody may be sending made-up tokens',
+  unknown_keys:
+    'It names a key that the guard does not know, and the guard may not ask about more of these yet. If it lasts, somebody sends made-up tokens',
   queue_full: 'More callers wait than the guard lets. The API server is too slow for them: look at its load',
   queue_of_caller_full: 'This one ServiceAccount has too many requests waiting. Look at what it does',
   queue_timeout: 'There was no turn within 5 s. The API server is too slow for so many callers: look at its load',

@@ -51,8 +51,8 @@ interface Seen extends NamedFile {
   readonly report: TokenFileReport;
 }
 
-async function look({ file, audience }: NamedFile): Promise<Seen> {
-  return { file, ...(audience !== undefined && { audience }), report: await inspectTokenFile(file) };
+async function look(named: NamedFile): Promise<Seen> {
+  return { ...named, report: await inspectTokenFile(named.file) };
 }
 
 interface Judgement extends Pick<Finding, 'status' | 'message'> {

@@ -31,11 +31,6 @@ export interface Caller {
   readonly container: string;
 }
 
-/** Where a token for this audience is put: a directory of its own, since a patch replaces the sources of a volume that is there. */
-function tokenDirectory(audience: string): string {
-  return `/var/run/secrets/${slugOf(audience)}`;
-}
-
 // A label (RFC 1123) of at most 48 characters; two audiences that would read alike are told apart.
 function slugOf(audience: string): string {
   const slug = audience
@@ -50,8 +45,10 @@ function slugOf(audience: string): string {
 /** A strategic merge patch of the caller's Deployment that mounts a token for the audience. */
 export function callerPatch({ serviceAccount, deployment, container }: Caller, audience: string): Document {
   const { namespace, name } = serviceAccount;
-  const volume = `${slugOf(audience)}-token`;
-  const mountPath = tokenDirectory(audience);
+  const slug = slugOf(audience);
+  const volume = `${slug}-token`;
+  // A directory of its own, since a patch replaces the sources of a volume that is there.
+  const mountPath = `/var/run/secrets/${slug}`;
   const spec = {
     serviceAccountName: name,
     containers: [{ name: container, volumeMounts: [{ name: volume, mountPath, readOnly: true }] }],

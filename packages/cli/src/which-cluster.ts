@@ -35,7 +35,11 @@ export function readApiServer({ kubeconfig, context }: ClusterValues): ApiServer
 }
 
 /** What core says of a cluster that it cannot find, in the words of a command line. */
-export const inFlags = (message: string): string => message.replaceAll('apiServer: { url, caFile, tokenFile }', '--kubeconfig');
+export const inFlags = (message: string): string =>
+  message
+    .replace(/(set KUBECONFIG, or give) apiServer: \{.*?\}/, '$1 --kubeconfig')
+    // Where --kubeconfig would not do either: no flag says it.
+    .replace(/(?:, or give|\. Give) apiServer: \{.*?\}/, '');
 
 /** The one limit for all that a command asks of the cluster. */
 export interface Deadline {
