@@ -56,7 +56,7 @@ function followDecisions(meter: Meter): () => void {
   const duration = meter.createHistogram('k8s_sa_auth.decision.duration', {
     description: 'How long requests waited for their decision',
     unit: 's',
-    // From memory a decision takes microseconds; one that needs a review waits at most 5 s.
+    // From memory a decision takes microseconds; one that needs a review waits at most 5 s, and 5 s more with `authorize`.
     advice: { explicitBucketBoundaries: [0.0001, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5] },
   });
   // Counted here, and told when a reader collects: a counter of the SDK sorts and writes out all labels of every decision.
@@ -103,7 +103,7 @@ function followReviews(meter: Meter, tracer: Tracer): () => void {
     unit: 's',
     advice: { explicitBucketBoundaries: [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5] },
   });
-  const under = new WeakMap<Review, { readonly span: Span; readonly startedMs: number }>();
+  const begun = new WeakMap<Review, { readonly span: Span; readonly startedMs: number }>();
   // Published in the context of the request that asked, whose span is the parent.
   const stopStarts = listen(`tracing:${reviewChannel}:start`, (review: Review) => {
     const { protocol, hostname, port, pathname } = new URL(review.url);
@@ -116,11 +116,11 @@ function followReviews(meter: Meter, tracer: Tracer): () => void {
       'url.template': pathname,
     };
     const span = tracer.startSpan(`${review.method} ${pathname}`, { kind: SpanKind.CLIENT, attributes });
-    under.set(review, { span, startedMs: performance.now() });
+    begun.set(review, { span, startedMs: performance.now() });
   });
   const stopEnds = listen(`tracing:${reviewChannel}:asyncEnd`, (review: Review) => {
-    const begun = under.get(review);
-    if (begun !== undefined) endReview(review, begun.span, (performance.now() - begun.startedMs) / 1000, duration);
+    const its = begun.get(review);
+    if (its !== undefined) endReview(review, its.span, (performance.now() - its.startedMs) / 1000, duration);
   });
   return () => {
     stopStarts();
@@ -150,6 +150,8 @@ function followTokens(meter: Meter): () => void {
   });
   return listen(tokenReloadChannel, ({ tokenFile, code }: TokenReload) => reloads.add(1, { token_file: tokenFile, ...(code && { code }) }));
 }
+
+type Count = Exclude<keyof GuardStatus, 'audiences' | 'verification' | 'breaker' | 'keysLoadedAt'>;
 
 // Asked of the guards and clients themselves whenever a reader collects.
 function observeStatus(meter: Meter): () => void {
@@ -186,21 +188,13 @@ function observeStatus(meter: Meter): () => void {
     const { guards, targets } = processStatus();
     const secondsSince = (date: Date): number => (Date.now() - date.getTime()) / 1000;
     if (guards.length > 0) {
-      const sum = (count: (guard: GuardStatus) => number): number => guards.reduce((total, guard) => total + count(guard), 0);
-      const counts = {
-        inFlight: sum(({ reviewsInFlight }) => reviewsInFlight),
-        waiting: sum(({ requestsWaiting }) => requestsWaiting),
-        callers: sum(({ callersRemembered }) => callersRemembered),
-        refusals: sum(({ refusalsRemembered }) => refusalsRemembered),
-        accesses: sum(({ accessesRemembered }) => accessesRemembered),
-        open: sum(({ breaker }) => (breaker === 'open' ? 1 : 0)),
-      };
-      result.observe(inFlight, counts.inFlight);
-      result.observe(waiting, counts.waiting);
-      result.observe(entries, counts.callers, { kind: 'caller' });
-      result.observe(entries, counts.refusals, { kind: 'refusal' });
-      result.observe(entries, counts.accesses, { kind: 'access' });
-      result.observe(open, counts.open);
+      const total = (count: Count): number => guards.reduce((sum, guard) => sum + guard[count], 0);
+      result.observe(inFlight, total('reviewsInFlight'));
+      result.observe(waiting, total('requestsWaiting'));
+      result.observe(entries, total('callersRemembered'), { kind: 'caller' });
+      result.observe(entries, total('refusalsRemembered'), { kind: 'refusal' });
+      result.observe(entries, total('accessesRemembered'), { kind: 'access' });
+      result.observe(open, guards.filter(({ breaker }) => breaker === 'open').length);
     }
     const ages = guards.flatMap(({ verification, keysLoadedAt }) =>
       verification === 'signature' && keysLoadedAt !== undefined ? [secondsSince(keysLoadedAt)] : [],
