@@ -46,8 +46,8 @@ export interface ApiServerConnection {
   close(): void;
 }
 
-// Credentials, and what they add to each request.
-interface Loaded extends Credentials {
+// Credentials, as each request needs them; the TLS material is part of the connection.
+interface Loaded extends Pick<Credentials, 'headers'> {
   readonly claims: Claims | undefined;
   readonly connection: RequestOptions & { readonly keptAs: string };
 }
@@ -81,7 +81,8 @@ export function connectApiServer(options: ApiServer | undefined, log: Log): ApiS
   let failing = false;
   let closed = false;
 
-  // What takes too long is gone on without, where there are some from before: a kubeconfig may run a program for them, and that may hang.
+  // A reload that takes too long goes on by itself while the last credentials serve, if there are any: a kubeconfig may run a program for them,
+  // and that may hang.
   async function credentials(again = false): Promise<Loaded> {
     const ageMs = Date.now() - readAtMs;
     if (current !== undefined && (isLate || (!again && ageMs >= 0 && ageMs < reloadEveryMs))) return current;
@@ -104,13 +105,13 @@ export function connectApiServer(options: ApiServer | undefined, log: Log): ApiS
   // A reload that fails keeps the last credentials: the API server will say when they are no longer good.
   async function reload(): Promise<Loaded> {
     try {
-      const { tls: own, headers } = await endpoint.readCredentials();
+      const { tls: material, headers } = await endpoint.readCredentials();
       // Throws on a certificate or a key that is none, which each request would do.
-      tls().createSecureContext(own);
+      tls().createSecureContext(material);
       // Said, so that NODE_TLS_REJECT_UNAUTHORIZED=0 does not undo it.
-      const connection = { agent, ...address, ...own, rejectUnauthorized: true };
+      const connection = { agent, ...address, ...material, rejectUnauthorized: true };
       const claims = claimsOf((headers['authorization'] ?? '').replace(/^Bearer /, ''));
-      current = { tls: own, headers, claims, connection: { ...connection, keptAs: nameOf(connection) } };
+      current = { headers, claims, connection: { ...connection, keptAs: nameOf(connection) } };
       if (failing) log.info({ kind: 'api_server_credentials' }, 'The credentials for the API server can be read again');
       failing = false;
     } catch (error) {
@@ -123,7 +124,7 @@ export function connectApiServer(options: ApiServer | undefined, log: Log): ApiS
     return current;
   }
 
-  // What was under way when it closed was cut by ourselves.
+  // After close() a failure is our own doing, and is told as that.
   async function attempt(question: Question, used: Loaded, deadlineMs: number): Promise<Answer | ApiServerError> {
     const outcome = closed ? undefined : await send(basePath + question.path, used, question, deadlineMs - performance.now());
     return outcome === undefined || (closed && outcome instanceof ApiServerError)
@@ -145,7 +146,8 @@ export function connectApiServer(options: ApiServer | undefined, log: Log): ApiS
   async function secondChance(outcome: Answer | ApiServerError, used: Loaded, deadlineMs: number): Promise<Loaded | undefined> {
     if (outcome instanceof ApiServerError ? outcome.reason === 'certificate_not_trusted' : outcome.status === 401) {
       const newer = await credentials(true);
-      const isNewer = newer.headers['authorization'] !== used.headers['authorization'] || String(newer.tls.ca) !== String(used.tls.ca);
+      const isNewer =
+        newer.headers['authorization'] !== used.headers['authorization'] || String(newer.connection.ca) !== String(used.connection.ca);
       return isNewer ? newer : undefined;
     }
     const waitMs = waitBeforeRetry(outcome);

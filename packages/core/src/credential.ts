@@ -38,8 +38,9 @@ interface Taken {
 }
 
 // A later guard on the same request must still see what an earlier one took off; per header, since each is read on its own. It is kept in a
-// private field of the request, which ends with it and which no other code, no inspect and no JSON can see. A WeakMap hides it as well, at
-// several times the price (docs/decisions/006).
+// private field of the request, which ends with it and which no other code, no inspect and no JSON can see. A constructor that returns the request
+// is how JavaScript adds such a field to an object that somebody else made. A WeakMap hides it as well, at several times the price
+// (docs/decisions/006).
 class RequestFields {
   constructor(request: object) {
     return request;
@@ -92,7 +93,7 @@ export function showsToken(request: IncomingRequest, header: TokenHeader): boole
   const code = 'code' in credential ? credential.code : undefined;
   if (header === 'x-client-id' || code === 'invalid_token') return code !== 'missing_token';
   const text = 'code' in credential ? sentIn(request.rawHeaders, header) : credential.token;
-  // A bearer token with a comma, white space or a control character is refused as one that is repeated.
+  // A Bearer token with a comma, white space or a control character counts as ours, as a repeated header does: it may be two that were joined.
   const isBroken = code === undefined && /[^!-+\--~]/.test(text);
   return isBroken || showsOurs(text);
 }

@@ -8,13 +8,17 @@ import type { Log } from './logger.ts';
 
 /** One decision of a guard: what is published on the `node:diagnostics_channel` named `k8s-sa-auth:decision`. Never holds a token. */
 export interface Decision {
+  /** `unavailable`: nobody knows who is calling, which is answered 503. */
   readonly outcome: 'allowed' | 'refused' | 'unavailable';
   /** False in observe mode: what the guard would have done. */
   readonly enforced: boolean;
   readonly code?: AuthCode | 'review_unavailable';
   /** Why, for operators: fixed text such as `expired` or `own_permission_missing`. */
   readonly reason?: string;
-  /** What the API server said beside it, or the token of a `claimant`: at most 256 printable characters. It names uids and audiences, so it is not for callers. */
+  /**
+   * More about the reason, in at most 256 printable characters: the API server's words, or ours on why it could not be asked, what a predicate
+   * threw while observing, or what a `claimant`'s token is for or when it expired. It can name uids and audiences, so it is not for callers.
+   */
   readonly detail?: string;
   /** Only where it was proven. */
   readonly caller?: Caller;
@@ -25,7 +29,7 @@ export interface Decision {
   readonly request: AskedFor;
   /** What decided: local screening, memory, a review (or the signature alone), or an acceptance kept through an outage. */
   readonly source: 'screening' | 'cache' | 'review' | 'signature' | 'stale';
-  /** In a log, 0 where it was certain at once and nobody subscribed. */
+  /** How long the decision took. Without a subscriber only waiting is measured, so that a log says 0 where there was none. */
   readonly durationMs: number;
 }
 
@@ -76,7 +80,8 @@ export function createReporter(log: Log | undefined): Reporter {
 }
 
 const windowMs = 10_000;
-// Callers that the cluster's word or signature names; further ones share a line. Audiences and reasons are ours, and bound the rest.
+// So many callers, named by a review or by a signature of the cluster, have lines of their own; all others share one for each kind of refusal.
+// Kinds are bounded by themselves: their audiences and reasons are ours.
 const maxCallers = 1_000;
 
 // One kind of refusal, within its window.

@@ -6,14 +6,14 @@ import { sep } from 'node:path';
 import { type ApiServerConnection, ApiServerError, connectApiServer } from './api-server.ts';
 import { formatUsername, type Identity, parseUsername } from './caller.ts';
 import { formatCredential, type IncomingRequest, refusalError, takeCredential, type TokenHeader } from './credential.ts';
-import { type ApiServer, findEndpoint } from './endpoint.ts';
+import type { ApiServer } from './endpoint.ts';
 import { type AuthCode, TokenFileError } from './errors.ts';
 import { printable, withoutTokens } from './logger.ts';
 import { type GuardOptions, readConnection, readRoute } from './options.ts';
 import { asObject, type Claims, maxTokenLength, parseJwt, parseObject, screen } from './screening.ts';
 import { createSigningKeys, type SigningKeys } from './signing-keys.ts';
 import { loadSendableToken, podPath, readSmallFile, serviceAccountDirectory } from './token-file.ts';
-import { mayCreate, refuseApiServerAudience, reviewKinds } from './token-review.ts';
+import { mayCreate, refuseApiServerAudience, type ReviewKind } from './token-review.ts';
 import { createVerification } from './verification.ts';
 
 export { ApiServerError, formatUsername, type Identity, podPath, serviceAccountDirectory, withoutTokens };
@@ -166,7 +166,7 @@ export interface Cluster {
   /** Our username, as the API server says it; undefined where it does not (before Kubernetes 1.28). Rejects with an ApiServerError. */
   username(timeoutMs: number): Promise<string | undefined>;
   /** Whether we may create these. Rejects with an ApiServerError. */
-  mayCreate(kind: keyof typeof reviewKinds, timeoutMs: number): Promise<boolean>;
+  mayCreate(kind: ReviewKind, timeoutMs: number): Promise<boolean>;
   /** Loads the keys by which forged tokens are refused. Resolves to what is wrong with that, or to undefined. */
   signingKeys(): Promise<string | undefined>;
   /** Throws a TypeError if one of these is an audience of our own token, hence the API server's. Rejects with an ApiServerError. */
@@ -176,13 +176,12 @@ export interface Cluster {
 
 /** Throws a TypeError if there is no API server to be found, or none that could be trusted. Touches no network. */
 export function findCluster(options?: ApiServer): Cluster {
-  const { url } = findEndpoint(options);
   let trouble: string | undefined;
   const log = { info: () => {}, warn: (_kind: string, _details: object, message: string) => void (trouble = message) };
   const apiServer = connectApiServer(options, log);
   const signingKeys = createSigningKeys(apiServer, log);
   return {
-    url: url.href.replace(/\/$/, ''),
+    url: apiServer.url.href.replace(/\/$/, ''),
     async ownToken() {
       const claims = await apiServer.ownClaims();
       return claims && { ...(claims.identity && { serviceAccount: claims.identity }), expiresAt: new Date(claims.expiresAtMs) };
@@ -200,7 +199,7 @@ export function findCluster(options?: ApiServer): Cluster {
       const status = answer.status === 201 ? asObject(parseObject(answer.body)?.['status']) : undefined;
       return readText(asObject(status?.['userInfo'])?.['username']);
     },
-    mayCreate: (kind, timeoutMs) => mayCreate(apiServer, reviewKinds[kind], timeoutMs),
+    mayCreate: (kind, timeoutMs) => mayCreate(apiServer, kind, timeoutMs),
     async signingKeys() {
       if (await signingKeys.load()) return undefined;
       return trouble ?? 'The API server publishes no key that a ServiceAccount token could be signed with';

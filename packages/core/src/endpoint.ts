@@ -8,8 +8,8 @@ import { delimiter, join } from 'node:path';
 
 import type { KubeConfig } from '@kubernetes/client-node';
 
+import { refuseUnknown } from './errors.ts';
 import { printable } from './logger.ts';
-import { refuseUnknown } from './options.ts';
 import { maxTokenLength } from './screening.ts';
 import { podPath, readSmallFile, serviceAccountDirectory } from './token-file.ts';
 

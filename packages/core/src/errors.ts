@@ -1,4 +1,4 @@
-// One class per culprit: the caller, the cluster, this pod. A TypeError is the programmer's.
+// One class per culprit: the caller, the cluster, this pod. A TypeError is the programmer's, such as for an option that is unknown.
 
 /** Why a caller was refused. Stable: match on it rather than on a message or a class. */
 export type AuthCode = 'missing_token' | 'invalid_token' | 'caller_not_allowed';
@@ -26,7 +26,7 @@ class HttpError extends Error {
   declare readonly headers: Readonly<Record<string, string>>;
   declare readonly expose: true;
 
-  // Read through here: to define each of them on each error would cost three times all the rest.
+  // Accessors to one hidden object: to define five fields on each error would cost three times all the rest.
   static {
     for (const field of ['code', 'status', 'statusCode', 'headers', 'expose']) {
       Object.defineProperty(this.prototype, field, {
@@ -87,6 +87,10 @@ export class ClusterError extends HttpError {
   }
 }
 
+/**
+ * Why no token may be sent. `token_file_unreadable`: the file, or the pod's own token that it is compared with, cannot be read, or the client is
+ * closed. `token_not_sendable`: what is in it is no token for exactly one other service. `token_expired`: it has expired, and nothing newer came.
+ */
 export type TokenFileCode = 'token_file_unreadable' | 'token_not_sendable' | 'token_expired';
 
 /** This pod has no token that may be sent. `path` is the token file; the message says what is wrong with it and what to do. */
@@ -101,4 +105,15 @@ export class TokenFileError extends Error {
     this.code = code;
     this.path = path;
   }
+}
+
+/** Throws a TypeError on anything that is not an object, is a framework's request, or has a name that is not known. */
+export function refuseUnknown(where: string, options: unknown, known: readonly string[]): void {
+  if (typeof options !== 'object' || options === null || Array.isArray(options)) {
+    throw new TypeError(`${where} takes an object with ${known.join(', ')}, not ${String(options)}`);
+  }
+  if ('rawHeaders' in options || 'req' in options)
+    throw new TypeError(`${where} was given a request in place of options: call it once, with options, and give app.use what it returns`);
+  const unknown = Object.keys(options).find((key) => !known.includes(key));
+  if (unknown !== undefined) throw new TypeError(`${where} does not know ${JSON.stringify(unknown)}. It knows ${known.join(', ')}`);
 }

@@ -16,6 +16,7 @@ import {
   unavailableError,
 } from './credential.ts';
 import { createReporter, type Decision, type Ruling } from './decision.ts';
+import { refuseUnknown } from './errors.ts';
 import { createLog, printable } from './logger.ts';
 import {
   connectionOptions,
@@ -25,7 +26,6 @@ import {
   readConnection,
   readRoute,
   readSettings,
-  refuseUnknown,
   type Route,
   type RouteGuard,
   routeOptions,
@@ -36,7 +36,7 @@ import { screen as screenClaims, type ScreenedClaims, type ScreeningRefusal } fr
 import { createSigningKeys, type Signature } from './signing-keys.ts';
 import { answerRollCall } from './status.ts';
 import { type AuthorizedRequest, plainPath, type Requirement, reviewAccess } from './subject-access-review.ts';
-import { mayCreate, reviewKinds, reviewToken, type Verdict } from './token-review.ts';
+import { mayCreate, type ReviewKind, reviewToken, type Verdict } from './token-review.ts';
 import { createTurns } from './turns.ts';
 import { createVerdicts, patienceMs, type Sourced } from './verdicts.ts';
 import { createVerification } from './verification.ts';
@@ -47,24 +47,28 @@ type ReadParams = AuthorizedRequest['params'] | (() => AuthorizedRequest['params
 export interface Guard extends AsyncDisposable {
   /**
    * Decides one request and takes the token off it. `route` is the framework's pattern, for events and predicates; `params` are the values
-   * that it has in this URL, for `authorize`, or what reads them where it is asked.
+   * that it has in this URL, for `authorize`, or a function that reads them, called only if `authorize` needs them.
    * Rejects with an AuthError (401, 403) or a ClusterError (503), whose `headers` belong on the response.
    * Resolves to undefined only when observing. Anything else it rejects with is a mistake in options or `allow`: a 500.
    */
   check(request: IncomingRequest, route?: string, params?: ReadParams): Promise<Caller | undefined>;
   /**
-   * The same for adapters: a remembered caller is returned as it is; what has to be waited for, or is refused, is a promise. Never throws. Ask
-   * whether there is a `then` in it: a promise may be of another realm.
+   * The same for adapters: a remembered caller is returned as it is; a promise is returned for a refusal, and where there is something to wait
+   * for. Never throws. Tell them apart by `'then' in result`, not by `instanceof Promise`: a promise may be of another realm.
    */
   checkNow(...request: Parameters<Guard['check']>): Caller | Promise<Caller | undefined>;
   /**
-   * Whether a request shows a token in this guard's header, good or bad. Where not, another scheme may decide it. In `Authorization`, where
-   * other schemes have theirs, only what has a ServiceAccount's claims in it counts, which nobody has proven yet. Takes nothing off.
+   * Whether a request shows a token in this guard's header, good or bad. Where not, another scheme may decide it. `Authorization` is shared
+   * with other schemes: there a token counts if it holds a ServiceAccount's claims, proven or not, and so does a header that is repeated, or a
+   * Bearer token with a comma or white space in it, which nobody should accept. Takes nothing off.
    */
   hasToken(request: IncomingRequest): boolean;
   /** False in observe mode: that a request passes then says nothing about who sent it. */
   readonly enforced: boolean;
-  /** Takes the token, if `hasToken`, off a request that needs no decision, so that a public route does not see it either. Not while observing. */
+  /**
+   * Takes the token, if `hasToken`, off a request that needs no decision, so that a public route does not see it either. Not while observing, nor
+   * with `forwardToken`.
+   */
   discard(request: IncomingRequest): void;
   /** A guard for routes that decide something for themselves. Throws a TypeError on options that are not understood. */
   with(route: RouteGuard): Guard;
@@ -121,14 +125,14 @@ interface Screened {
   readonly spender: string | undefined;
 }
 
-// What is known of a token's signature, for as long as somebody waits to be decided by it.
+// The check of one token's signature, shared by all requests with that token until the last of them is decided.
 interface Screening {
   askers: number;
   signature?: Promise<Signature>;
 }
 
-// One request's question, on its way through the decision.
-interface Question {
+// One request, on its way through the decision.
+interface Incoming {
   readonly request: IncomingRequest;
   readonly asked: AskedFor;
   readonly params: ReadParams;
@@ -138,35 +142,36 @@ const observeMs = 250;
 const trialMs = 3_000;
 
 function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
-  const { header, forwardToken, apiServer: location, logger, ...memory } = readConnection(options);
-  const log = createLog(logger);
-  const reporter = createReporter(logger && log);
-  const apiServer = connectApiServer(location, log);
+  const settings = readConnection(options);
+  const { header, forwardToken, verification } = settings;
+  const log = createLog(settings.logger);
+  const reporter = createReporter(settings.logger && log);
+  const apiServer = connectApiServer(settings.apiServer, log);
   const isAnswering = (): Promise<boolean> =>
-    mayCreate(apiServer, reviewKinds.TokenReviews, trialMs).then(
+    mayCreate(apiServer, 'TokenReviews', trialMs).then(
       () => true,
       (error: unknown) => error instanceof ApiServerError && error.reason === 'too_many_requests',
     );
   const breaker = createBreaker(isAnswering, log);
   const signingKeys = createSigningKeys(apiServer, log);
-  const isBySignature = memory.verification === 'signature';
+  const isBySignature = verification === 'signature';
   const verify = createVerification(apiServer, signingKeys);
   const takeTurn = createTurns();
   const screenings = new Map<string, Screening>();
   const places = createPlaces();
-  // By signature nobody is asked about a token, so there is nothing to stop asking, and no waiting behind those whose access is reviewed.
+  // By signature no token is reviewed: these verdicts need no breaker, and have places of their own, so as not to wait behind access reviews.
   const verdicts = isBySignature
-    ? createVerdicts(memory, { isOpen: () => false, report: () => {} }, log)
-    : createVerdicts(memory, breaker, log, places);
-  const accesses = createVerdicts({ ...memory, verification: 'review' }, breaker, log, places, 'Access');
+    ? createVerdicts(settings, { isOpen: () => false, report: () => {} }, log)
+    : createVerdicts(settings, breaker, log, places);
+  const accesses = createVerdicts({ ...settings, verification: 'review' }, breaker, log, places, 'Access');
   const accessPrefix = accesses.prefix([]);
   const audiences = new Set<string>();
-  const kinds = new Set<keyof typeof reviewKinds>(isBySignature ? [] : ['TokenReviews']);
-  const readiness = createReadiness(memory.verification, apiServer, signingKeys, audiences, kinds, log);
+  const kinds = new Set<ReviewKind>(isBySignature ? [] : ['TokenReviews']);
+  const readiness = createReadiness(verification, apiServer, signingKeys, audiences, kinds, log);
 
   // The whole decision: read the token, recall its verdict or ask for one, is this caller allowed. A promise only where there is something to wait for.
-  function decide(route: Route, prefix: string, question: Question): Ruling | Promise<Ruling> {
-    const { request } = question;
+  function decide(route: Route, prefix: string, incoming: Incoming): Ruling | Promise<Ruling> {
+    const { request } = incoming;
     const credential = takeCredential(request, header, forwardToken || route.mode === 'observe');
     if ('code' in credential)
       return { outcome: 'refused', ...credential, reason: reasonOf(credential, request, header), source: 'screening' };
@@ -174,16 +179,16 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
     // Asked in this order, since a field that is not there is slow to look for on a request of Express.
     const connection = request.httpVersionMajor === 2 ? request.stream?.session : request.socket;
     const held = verdicts.recallHeld(connection, prefix, token);
-    if (held !== undefined) return admit(route, held, question);
+    if (held !== undefined) return admit(route, held, incoming);
     const key = verdicts.key(prefix, token);
     const remembered = verdicts.recall(key);
-    if (remembered === undefined) return decideAnew(route, key, token, question);
+    if (remembered === undefined) return decideAnew(route, key, token, incoming);
     verdicts.hold(connection, prefix, token, key);
-    return admit(route, remembered, question);
+    return admit(route, remembered, incoming);
   }
 
   // Screen the token, and ask the cluster about it.
-  async function decideAnew(route: Route, key: string, token: string, question: Question): Promise<Ruling> {
+  async function decideAnew(route: Route, key: string, token: string, incoming: Incoming): Promise<Ruling> {
     const deadlineMs = performance.now() + patienceMs;
     const screening = screenings.get(key) ?? { askers: 0 };
     screenings.set(key, screening);
@@ -194,7 +199,7 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
       const { claims, spender } = screened;
       const review = (leftMs: number): Promise<Verdict> =>
         isBySignature ? verify(token, claims, route.audiences) : reviewToken(apiServer, token, claims, route.audiences, leftMs);
-      return await admit(route, await verdicts.ask(key, spender, review, deadlineMs), question);
+      return await admit(route, await verdicts.ask(key, spender, review, deadlineMs), incoming);
     } finally {
       screening.askers -= 1;
       if (screening.askers === 0) screenings.delete(key);
@@ -202,17 +207,17 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
   }
 
   // What a verdict means on this route: is this caller allowed, by the route and then by the cluster's own rules.
-  function admit(route: Route, verdict: Sourced, question: Question): Ruling | Promise<Ruling> {
+  function admit(route: Route, verdict: Sourced, incoming: Incoming): Ruling | Promise<Ruling> {
     if (verdict.outcome === 'unavailable') return verdict;
     if (verdict.outcome === 'refused') return { ...verdict, code: 'invalid_token' };
     const { caller, source } = verdict;
     if (route.requirePod && caller.pod === undefined) {
       return { outcome: 'refused', code: 'invalid_token', reason: 'not_bound_to_a_pod', caller, source };
     }
-    const isAllowed = route.isAllowed(caller, question.asked);
+    const isAllowed = route.isAllowed(caller, incoming.asked);
     return typeof isAllowed === 'boolean'
-      ? grant(isAllowed, route, caller, source, question)
-      : isAllowed.then((late) => grant(late, route, caller, source, question));
+      ? grant(isAllowed, route, caller, source, incoming)
+      : isAllowed.then((late) => grant(late, route, caller, source, incoming));
   }
 
   function grant(
@@ -220,11 +225,11 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
     { requirement }: Route,
     caller: Caller,
     source: Sourced['source'],
-    question: Question,
+    incoming: Incoming,
   ): Ruling | Promise<Ruling> {
     if (isAllowed !== true) return { outcome: 'refused', code: 'caller_not_allowed', reason: 'not_in_allow', caller, source };
     if (requirement === undefined) return { outcome: 'allowed', caller, source };
-    const { request, asked, params } = question;
+    const { request, asked, params } = incoming;
     const read = typeof params === 'function' ? params() : params;
     const spec = requirement({ ...asked, params: read, headers: request.headers, path: plainPath(request) });
     return authorize(caller, source, spec);
@@ -235,7 +240,7 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
     const refused = { outcome: 'refused', code: 'caller_not_allowed', caller } as const;
     if (spec === undefined) return { ...refused, reason: 'nothing_to_authorize', source };
     const conclude = (access: Sourced): Ruling => {
-      // What was asked last decided, and what is kept through an outage makes the whole of it so.
+      // The source of the answer that was asked for last; where one of the two was kept through an outage, 'stale'.
       const decided = access.source === 'cache' || source === 'stale' ? source : access.source;
       if (access.outcome === 'accepted') return { outcome: 'allowed', caller, source: decided };
       return access.outcome === 'refused' ? { ...access, ...refused, source: decided } : access;
@@ -263,7 +268,7 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
     return { claims, spender: formatUsername(claims.identity) };
   }
 
-  // Whose token for something else it is, or whose old one, where one of the cluster's keys says so: somebody has to mend that.
+  // Names the owner of a token that the cluster did sign, but for another audience, or that has expired: that is a mistake for somebody to mend.
   function nameOwner(token: string, { claims, ...refusal }: ScreeningRefusal): Refusal & Pick<Decision, 'claimant'> {
     if (claims === undefined || !signingKeys.hasSigned(token, claims)) return refusal;
     const { namespace, name } = claims.identity;
@@ -274,15 +279,15 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
     return { ...refusal, claimant: `${namespace}/${name}`, detail: printable(what) };
   }
 
-  // The dearest thing that a stranger can make us do. So callers that are remembered pass it by, and it is done once for all that ask about the
-  // same token. By signature the turn alone is waited for: the verdict is the same work, done once it has come.
+  // To verify is the dearest thing that a stranger can make us do. So it waits for its turn, remembered callers are spared it, and it is done once
+  // for all requests with the same token. By signature only the turn is waited for here: the verdict that follows does the verifying.
   function screenSignature(screening: Screening, token: string, claims: ScreenedClaims): Promise<Signature> {
     screening.signature ??= takeTurn().then(() => (isBySignature ? 'unscreened' : signingKeys.screen(token, claims)));
     return screening.signature;
   }
 
   // The same decision, for the record: it neither fails nor holds a request up.
-  async function observe(...question: Parameters<typeof decide>): Promise<Ruling> {
+  async function observe(...decided: Parameters<typeof decide>): Promise<Ruling> {
     let timer: NodeJS.Timeout | undefined;
     const late = new Promise<Ruling>((resolve) => {
       timer = setTimeout(() => resolve({ outcome: 'unavailable', reason: 'observe_timeout', source: 'review' }), observeMs);
@@ -293,7 +298,7 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
       detail: describeError(error),
       source: 'review',
     });
-    const ruling = await Promise.race([(async () => decide(...question))().catch(failed), late]);
+    const ruling = await Promise.race([(async () => decide(...decided))().catch(failed), late]);
     clearTimeout(timer);
     return ruling;
   }
@@ -357,7 +362,6 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
 
   const leave = answerRollCall(({ guards }) => {
     const keysLoadedAt = signingKeys.loadedAt();
-    const { verification } = memory;
     const { inFlight, waiting } = places.counts();
     const [callersRemembered, refusalsRemembered] = verdicts.sizes();
     guards.push({

@@ -1,4 +1,4 @@
-// The public names, in three groups: being called, calling, and how both are seen from outside.
+// The public names: being called, calling, how both are seen from outside, and what only the adapters need.
 
 export type { Allow, AllowPredicate, AskedFor, Caller, CallerPattern } from './caller.ts';
 export type { IncomingRequest, TokenHeader } from './credential.ts';
@@ -6,7 +6,7 @@ export type { ApiServer } from './endpoint.ts';
 export type { ConnectionOptions, GuardOptions, RouteGuard } from './options.ts';
 export type { Logger } from './logger.ts';
 export type { Attribute, Authorize, AuthorizedRequest, NonResourceAttributes, ResourceAttributes } from './subject-access-review.ts';
-export { checkScheme, createGuard, createOptInGuard, type Guard, type OptInGuard } from './guard.ts';
+export { createGuard, type Guard } from './guard.ts';
 export { type Decision, decisionChannel } from './decision.ts';
 export { type Review, reviewChannel } from './review.ts';
 export { type AuthCode, AuthError, ClusterError, TokenFileError, type TokenFileCode } from './errors.ts';
@@ -19,7 +19,9 @@ export {
   type TargetOptions,
   type TargetStatus,
 } from './service-client.ts';
-export { fetchFor } from './service-fetch.ts';
 export { type TokenReload, tokenReloadChannel } from './token-file.ts';
 
 export { type GuardStatus, type ProcessStatus, processStatus } from './status.ts';
+
+export { checkScheme, createOptInGuard, type OptInGuard } from './guard.ts';
+export { fetchFor } from './service-fetch.ts';

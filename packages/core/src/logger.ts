@@ -4,6 +4,7 @@
 export interface Logger {
   info(details: object, message: string): void;
   warn(details: object, message: string): void;
+  /** Required, but not called so far: whatever is worse than `info` is a warning. */
   error(details: object, message: string): void;
 }
 
@@ -21,8 +22,12 @@ function warnOnce(kind: string, message: string): void {
   process.emitWarning(message, { type: 'K8sSaAuthWarning', code: kind.toUpperCase() });
 }
 
+/** Throws a TypeError on what is no logger. */
 export function createLog(logger: Logger | undefined): Log {
   if (logger === undefined) return { info: () => {}, warn: (kind, _details, message) => warnOnce(kind, message) };
+  if (!(['info', 'warn', 'error'] as const).every((level) => typeof logger?.[level] === 'function')) {
+    throw new TypeError('"logger" needs info, warn and error, each called with an object and a message, as pino has them');
+  }
   // A logger that fails must not decide a request.
   const tell = (level: 'info' | 'warn', details: object, message: string): void => {
     const fail = (): void => warnOnce('logger_failed', `The logger failed. It was to be told: ${message}`);

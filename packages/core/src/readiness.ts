@@ -1,11 +1,11 @@
 // Whether this service may verify tokens, asked of the cluster, and what to mend where it may not.
 
+import { unlessAborted } from './abort.ts';
 import { type ApiServerConnection, ApiServerError } from './api-server.ts';
 import { ClusterError } from './errors.ts';
 import type { Log } from './logger.ts';
-import { unlessAborted } from './service-client.ts';
 import type { SigningKeys } from './signing-keys.ts';
-import { mayCreate, permissionHint, refuseApiServerAudience, reviewKinds } from './token-review.ts';
+import { mayCreate, permissionHint, refuseApiServerAudience, type ReviewKind } from './token-review.ts';
 
 const askMs = 5_000;
 
@@ -20,7 +20,7 @@ export function createReadiness(
   apiServer: ApiServerConnection,
   signingKeys: SigningKeys,
   audiences: Iterable<string>,
-  kinds: Iterable<keyof typeof reviewKinds>,
+  kinds: Iterable<ReviewKind>,
   log: Log,
 ): Readiness {
   let state: 'unknown' | 'warned' | 'ready' | 'closed' = 'unknown';
@@ -29,10 +29,13 @@ export function createReadiness(
     await refuseApiServerAudience(apiServer, audiences);
     const hasKeys = await signingKeys.load();
     if (verification === 'signature' && !hasKeys) {
-      throw new ApiServerError('no_signing_keys', "verification: 'signature' needs them, from /openid/v1/jwks");
+      throw new ApiServerError(
+        'no_signing_keys',
+        "verification: 'signature' needs the cluster's signing keys, which cannot be loaded from /openid/v1/jwks",
+      );
     }
     for (const kind of kinds) {
-      if (await mayCreate(apiServer, reviewKinds[kind], askMs)) continue;
+      if (await mayCreate(apiServer, kind, askMs)) continue;
       throw new ClusterError({}, permissionHint((await apiServer.ownClaims())?.identity, kind));
     }
   }

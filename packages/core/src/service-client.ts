@@ -1,12 +1,14 @@
 // The services that this process calls: their origins, their token files, and what can be asked of them.
 
+import { unlessAborted } from './abort.ts';
 import { formatCredential, type TokenHeader } from './credential.ts';
+import { refuseUnknown } from './errors.ts';
 import { createLog, type Logger } from './logger.ts';
-import { refuseUnknown } from './options.ts';
 import { createServiceFetch } from './service-fetch.ts';
 import { answerRollCall } from './status.ts';
 import { createTokenFile, type TokenFile } from './token-file.ts';
 
+/** A service that is called: where it is, and the token for it. */
 export interface TargetOptions {
   /** All spellings of one service, e.g. `'http://app.shop'` and `'http://app.shop.svc.cluster.local'`. The token goes nowhere else. */
   readonly origin: string | readonly string[];
@@ -45,6 +47,7 @@ export interface TargetStatus {
   readonly error?: string;
 }
 
+/** What calls services, each with the token that is meant for it. */
 export interface ServiceClient extends AsyncDisposable {
   /**
    * `fetch` with the target's token. Follows redirects only within the origin. Where the token is refused and the file has a newer one, it
@@ -54,8 +57,12 @@ export interface ServiceClient extends AsyncDisposable {
   readonly serviceFetch: typeof fetch;
   /** The target that an absolute URL belongs to. Throws a TypeError if none does. */
   target(url: string | URL): Target;
+  /** The state of each target's token at this moment. Asks nobody, and reads no file. */
   status(): readonly TargetStatus[];
-  /** Resolves when every target has a live token; rejects with the first TokenFileError, or when `signal` aborts. */
+  /**
+   * Resolves when every target has a live token, after at most 10 s for a file that is late; rejects with the first TokenFileError, or when
+   * `signal` aborts.
+   */
   ready(signal?: AbortSignal): Promise<void>;
   /** Ends watchers and timers; later calls reject. */
   close(): Promise<void>;
@@ -134,23 +141,6 @@ export function createServiceClient(options: ClientOptions): ServiceClient {
   };
   targetsOf.set(client.serviceFetch, byOrigin);
   return client;
-}
-
-/** The promise's outcome, or a rejection with the signal's reason once that aborts. Leaves nothing on the signal. */
-export async function unlessAborted<T>(promise: Promise<T>, signal: AbortSignal | null | undefined): Promise<T> {
-  if (!signal) return promise;
-  let abort = (): void => {};
-  const aborted = new Promise<never>((_resolve, reject) => {
-    // An AbortSignal's reason is whatever its owner chose.
-    abort = () => reject(signal.reason as Error);
-    if (signal.aborted) abort();
-    else signal.addEventListener('abort', abort);
-  });
-  try {
-    return await Promise.race([promise, aborted]);
-  } finally {
-    signal.removeEventListener('abort', abort);
-  }
 }
 
 function readTarget(options: TargetOptions): { origins: readonly string[]; tokenFile: string; header: TokenHeader } {

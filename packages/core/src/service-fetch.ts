@@ -3,8 +3,9 @@
 import type { ServerResponse } from 'node:http';
 import type { Http2ServerResponse } from 'node:http2';
 
+import { unlessAborted } from './abort.ts';
 import { formatCredential, refusesToken } from './credential.ts';
-import { type NamedTarget, unlessAborted } from './service-client.ts';
+import type { NamedTarget } from './service-client.ts';
 
 const maxRedirections = 20;
 
@@ -13,7 +14,7 @@ export function createServiceFetch(findTarget: (url: URL) => NamedTarget, chosen
   return async (input, given) => {
     // Read once, before anything is waited for: what is looked at is what is sent, whatever becomes of it meanwhile.
     const request = typeof input === 'object' && 'url' in input ? input : undefined;
-    // Sent as it is, where it is of the fetch that sends it. All others are known by what they say.
+    // A Request of the built-in fetch goes to that as it is. One for another fetch, or made by another, is taken apart by its members.
     const whole = request instanceof Request && chosen === undefined ? request : undefined;
     const init = { ...(whole === undefined && request !== undefined && initOf(request)), ...(given && initOf(given)) };
     if (init.body) init.body = copyOf(init.body);

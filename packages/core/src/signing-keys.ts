@@ -12,7 +12,10 @@ import { asObject, type Claims, parseObject } from './screening.ts';
  */
 export type Signature = 'verified' | 'forged' | 'unscreened' | 'limited';
 
-/** What the keys of the cluster's last answer say; `unknown` as of that answer, `unavailable` where there is none that is young enough. */
+/**
+ * What the keys of the cluster's last answer say. `unknown`: that answer is younger than the question, and does not name the key. `limited`: it is
+ * older, and may not be asked for again yet. `unavailable`: there is none of the last hour.
+ */
 export type StrictSignature = 'verified' | 'forged' | 'unknown' | 'limited' | 'unavailable';
 
 export interface SigningKeys {

@@ -77,7 +77,7 @@ export function readAuthorize(authorize: unknown): Requirement {
   }
   const isPath = 'path' in authorize;
   const known: readonly string[] = isPath ? ['verb', 'path'] : resourceNames;
-  // Also where a name is inherited: one that were passed over would ask about less than was written.
+  // Inherited names too: to pass one over would ask about less than was written.
   const attributes = new Map<string, Attribute>();
   for (const name in authorize) {
     if (!known.includes(name)) throw new TypeError(`"authorize" does not know ${JSON.stringify(name)} here. ${hint}`);

@@ -77,8 +77,8 @@ export async function loadSendableToken(path: string): Promise<LoadedToken> {
   return { token, audience, expiresAtMs: claims.expiresAtMs, issuedAtMs: claims.issuedAtMs };
 }
 
-// Known where the pod has its default token; a pod without one (automountServiceAccountToken: false) goes by the issuer alone. One that is there
-// and does not say is no reason to send whatever it would have forbidden.
+// Known where the pod has its default token; a pod without one (automountServiceAccountToken: false) goes by the issuer alone. Where it is there
+// and cannot be read nothing is sent, since it might forbid just that.
 async function apiServerAudiences(path: string): Promise<readonly string[]> {
   const own = podPath(`${serviceAccountDirectory}/token`);
   const isThere = await stat(own).then(
@@ -215,9 +215,9 @@ export function createTokenFile(file: string, log: Log): TokenFile {
     timer = setTimeout(() => void reload(), waitMs).unref();
   }
 
-  // The kubelet renames `..data` in the directory; the file itself is a symlink that never changes. A directory that is not there yet is
-  // followed by the load that finds it, and so is one that was removed or renamed, which its watcher tells by the directory's own name.
-  // Tells whether it begins to be followed.
+  // Watches the directory, where the kubelet renames `..data`; the file itself is a symlink that never changes. Where the directory is not there,
+  // the next load tries again. When it is removed or renamed, its watcher reports the directory's own name: it is let go, and the next load
+  // watches the new one. Returns whether watching begins with this call.
   function follow(): boolean {
     if (watcher !== undefined || closed) return false;
     const directory = dirname(path);

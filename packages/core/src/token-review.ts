@@ -100,12 +100,10 @@ export const reviewKinds = {
   SubjectAccessReviews: { group: 'authorization.k8s.io', resource: 'subjectaccessreviews' },
 } as const;
 
+export type ReviewKind = keyof typeof reviewKinds;
+
 /** Whether the cluster lets us create objects of this kind. Rejects with an ApiServerError when it cannot be asked. */
-export async function mayCreate(
-  apiServer: ApiServerConnection,
-  kind: { readonly group: string; readonly resource: string },
-  budgetMs: number,
-): Promise<boolean> {
+export async function mayCreate(apiServer: ApiServerConnection, kind: ReviewKind, budgetMs: number): Promise<boolean> {
   const answer = await apiServer.ask(
     {
       method: 'POST',
@@ -113,7 +111,7 @@ export async function mayCreate(
       body: {
         apiVersion: 'authorization.k8s.io/v1',
         kind: 'SelfSubjectAccessReview',
-        spec: { resourceAttributes: { ...kind, verb: 'create' } },
+        spec: { resourceAttributes: { ...reviewKinds[kind], verb: 'create' } },
       },
       maxAnswerBytes: 16_384,
     },
@@ -123,11 +121,11 @@ export async function mayCreate(
   const allowed = asObject(review?.['status'])?.['allowed'];
   if (review?.['kind'] === 'SelfSubjectAccessReview' && typeof allowed === 'boolean') return allowed;
   const { reason, detail } = unusable(answer);
-  throw new ApiServerError(reason, `The API server does not say whether ${kind.resource} may be created (${detail})`);
+  throw new ApiServerError(reason, `The API server does not say whether ${reviewKinds[kind].resource} may be created (${detail})`);
 }
 
 /** What to tell an operator whose service may not create such reviews. */
-export function permissionHint(identity: Identity | undefined, kind: keyof typeof reviewKinds): string {
+export function permissionHint(identity: Identity | undefined, kind: ReviewKind): string {
   const { namespace, name } = identity ?? { namespace: '<namespace>', name: '<serviceaccount>' };
   return `${identity === undefined ? 'The identity in the kubeconfig' : formatUsername(identity)} may not create ${kind}. Apply this, then try again:
 

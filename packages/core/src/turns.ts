@@ -6,9 +6,9 @@ const inTurns = 8;
 const { setImmediate: inNextTurn } = globalThis;
 
 /**
- * Makes a queue whose `turn()` resolves for one that waits in each turn of the event loop, and for more where many wait, so that whoever comes to an
- * empty queue waits for eight turns at most. In between, whatever else has arrived is done. Where 1 000 wait already it resolves at once, so that
- * whoever sends more waits in the socket and not in our memory.
+ * Creates a function whose promise resolves when it is one's turn: in each turn of the event loop for one of those that wait, or for an eighth of
+ * them where they are more than eight, so that nobody waits for more than eight turns. In between, the event loop does whatever else has
+ * arrived. Where 1 000 wait already the promise resolves at once: whoever sends more then waits in the socket and not in our memory.
  */
 export function createTurns(): () => Promise<void> {
   const waiting: (() => void)[] = [];

@@ -4,8 +4,9 @@ import type { Duplex } from 'node:stream';
 
 import type { Dispatcher } from 'undici';
 
+import { unlessAborted } from './abort.ts';
 import { formatCredential, refusesToken } from './credential.ts';
-import { type NamedTarget, type ServiceClient, targetFinder, unlessAborted } from './service-client.ts';
+import { type NamedTarget, type ServiceClient, targetFinder } from './service-client.ts';
 import { canSendAgain } from './service-fetch.ts';
 
 /**
@@ -58,7 +59,10 @@ export function createInterceptor(client: ServiceClient): Dispatcher.DispatcherC
 /** What the requests through one composed dispatcher share. */
 interface Chain {
   readonly dispatch: Dispatcher.Dispatch;
-  /** A redirect that is just ending, and the target that it is by, if by any: what is dispatched from within that end is where it leads. */
+  /**
+   * Set while the end of a redirect is handed on, for it is from within that call that `redirect()` dispatches the next hop. `by`: the target
+   * that redirects, if it is one.
+   */
   redirecting: { readonly by: NamedTarget | undefined } | undefined;
 }
 

@@ -21,6 +21,8 @@ export interface MemoryOptions {
 /** A verdict, and where it came from. */
 export type Sourced = Verdict & { readonly source: 'cache' | 'review' | 'signature' | 'stale' };
 
+type AskCluster = (leftMs: number) => Promise<Verdict>;
+
 type Accepted = Extract<Verdict, { outcome: 'accepted' }> & { readonly source: 'cache' };
 type Refused = Extract<Sourced, { outcome: 'refused' }>;
 
@@ -52,7 +54,7 @@ export interface Verdicts {
    * `spender` is the ServiceAccount whose budget it spends, where that is certain; `deadlineMs` is when it has waited long enough, on the clock of
    * `performance.now()`. Default: `patienceMs` from now.
    */
-  ask(key: string, spender: string | undefined, review: (leftMs: number) => Promise<Verdict>, deadlineMs?: number): Promise<Sourced>;
+  ask(key: string, spender: string | undefined, review: AskCluster, deadlineMs?: number): Promise<Sourced>;
   /** How many acceptances and how many refusals are in memory. */
   sizes(): readonly [number, number];
 }
@@ -61,7 +63,7 @@ const maxCallers = 10_000;
 // As objects; the others wait as strings.
 const maxUnpacked = 128;
 const maxRefusals = 1_000;
-/** How long a request waits for the cluster, in all. */
+/** How long a request waits for one verdict, its turn and its place included. With `authorize` there are two, each with as long. */
 export const patienceMs = 5_000;
 const warnEveryMs = 10_000;
 // Of one ServiceAccount, of either memory.
@@ -86,6 +88,7 @@ export function createVerdicts(
   const processKey = randomBytes(32).toString('base64');
   const held = new WeakMap<object, Held>();
   const outOfTime = { outcome: 'unavailable', reason: 'queue_timeout', source } as const;
+  // Whether the cluster failed when it was last asked, and whether the log was told of trouble: not of each, so as not to be flooded.
   let isFailing = false;
   let isDown = false;
   let warnedAtMs = -Infinity;
@@ -113,7 +116,7 @@ export function createVerdicts(
     return isTheirs ? ask(key, spender, review, deadlineMs) : joined;
   };
 
-  async function fly(...[key, spender, review, deadlineMs]: Required<Parameters<Verdicts['ask']>>): Promise<Sourced> {
+  async function fly(key: string, spender: string | undefined, review: AskCluster, deadlineMs: number): Promise<Sourced> {
     const limit = await places.take(spender, deadlineMs);
     if (limit !== undefined) return { outcome: 'unavailable', reason: limit, source };
     try {
@@ -133,11 +136,11 @@ export function createVerdicts(
   // An acceptance counts from when the question was asked, which is when it was certainly still true.
   function settle(key: string, spender: string | undefined, verdict: Verdict, askedAtMs: number): Sourced {
     if (verdict.outcome === 'unavailable') {
-      if (!isNoFailure.has(verdict.reason)) {
+      if (!harmlessReasons.has(verdict.reason)) {
         isFailing = true;
         breaker.report('failed');
       }
-      if (isOurLimit.has(verdict.reason)) return { ...verdict, source };
+      if (ourReasons.has(verdict.reason)) return { ...verdict, source };
       tell(verdict);
       return acceptedStill(key) ?? { ...verdict, source };
     }
@@ -210,9 +213,9 @@ export function createVerdicts(
   };
 }
 
-// The cluster answered, if not this question; or it was our own limit.
-const isOurLimit = new Set(['unknown_keys', 'closed']);
-const isNoFailure = new Set([...isOurLimit, 'too_many_requests', 'review_timed_out_inside']);
+// Reasons of our own, which say nothing of the cluster; and those where it did answer, if not this question (C5).
+const ourReasons = new Set(['unknown_keys', 'closed']);
+const harmlessReasons = new Set([...ourReasons, 'too_many_requests', 'review_timed_out_inside']);
 
 interface Memory<V> {
   recall(key: string, ttlMs: number): V | undefined;
@@ -235,8 +238,6 @@ interface Kept<V> {
 
 // Bounded, with at most a share for each owner: past that, an owner pushes out only its own.
 function createMemory<V>(max: number): Memory<V> {
-  // Times count from here: small numbers take no memory of their own.
-  const bornMs = Date.now();
   const owners = new Map<string, Owner>();
   const kept = new LRUCache<string, Kept<V>>({
     max,
@@ -259,7 +260,7 @@ function createMemory<V>(max: number): Memory<V> {
     recall(key, ttlMs) {
       const entry = kept.get(key);
       if (entry === undefined) return undefined;
-      const nowMs = Date.now() - bornMs;
+      const nowMs = Date.now();
       const ageMs = nowMs - entry.sinceMs;
       // A clock that was set back makes nothing younger than it is.
       return ageMs >= 0 && ageMs < ttlMs && nowMs < entry.expiresAtMs ? entry.value : undefined;
@@ -268,7 +269,7 @@ function createMemory<V>(max: number): Memory<V> {
       kept.delete(key);
       const owner = ownerName === undefined ? undefined : ownerOf(ownerName);
       owner?.keys.add(key);
-      kept.set(key, { value, sinceMs: sinceMs - bornMs, expiresAtMs: expiresAtMs - bornMs, owner });
+      kept.set(key, { value, sinceMs, expiresAtMs, owner });
     },
     forget: (key) => void kept.delete(key),
     size: () => kept.size,

@@ -1,7 +1,7 @@
 // How a token is accepted by the cluster's keys alone, without asking about it: `verification: 'signature'`.
 
 import { type ApiServerConnection, ApiServerError } from './api-server.ts';
-import { createCaller } from './caller.ts';
+import { createCaller, groupsOf } from './caller.ts';
 import { printable } from './logger.ts';
 import { asObject, parseJwt, parseObject, type ScreenedClaims } from './screening.ts';
 import type { SigningKeys } from './signing-keys.ts';
@@ -56,16 +56,15 @@ export function createVerification(
     const { serviceaccount, pod, node } = asObject(payload['kubernetes.io']) ?? {};
     const uid = asObject(serviceaccount)?.['uid'];
     if (typeof uid !== 'string') return { outcome: 'refused', reason: 'not_a_service_account' };
-    const { namespace } = claims.identity;
-    const groups = ['system:serviceaccounts', `system:serviceaccounts:${namespace}`, 'system:authenticated'];
+    const groups = groupsOf(claims.identity.namespace);
     const extra = { ...extrasOf('credential-id', payload['jti'], 'JTI='), ...namedExtras('node', node), ...namedExtras('pod', pod) };
     const matched = audiences.filter((audience) => claims.audiences.includes(audience));
     return { outcome: 'accepted', caller: createCaller(claims.identity, { uid, groups, extra }, matched, claims.expiresAtMs) };
   }
 
-  return async (...question) => {
+  return async (...asked) => {
     try {
-      return await verify(...question);
+      return await verify(...asked);
     } catch (error) {
       if (error instanceof ApiServerError) return { outcome: 'unavailable', reason: error.reason, detail: printable(error.message) };
       throw error;

@@ -64,6 +64,7 @@ export interface ExpressGuard extends Handler, AsyncDisposable {
   readonly enforced: boolean;
   /** For a readiness probe: see `Guard.ready`. */
   ready(signal?: AbortSignal): Promise<void>;
+  /** Drops the connections to the API server; see `Guard.close`. Those made by `with` share them. */
   close(): Promise<void>;
 }
 

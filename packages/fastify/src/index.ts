@@ -80,8 +80,11 @@ declare module 'fastify' {
     caller: Caller | undefined;
   }
   interface FastifyInstance {
+    /** The guard of this scope, as a hook: `app.k8sSaAuth.with({ … })`. Only after `app.register(k8sSaAuth, …)`. */
     k8sSaAuth: FastifyGuard;
+    /** The client's `serviceFetch`. Only after `app.register(k8sSaAuthClient, …)`. A request that ends does not cancel it. */
     serviceFetch: typeof fetch;
+    /** The client itself, closed with the app. Only after `app.register(k8sSaAuthClient, …)`. */
     serviceClient: ServiceClient;
   }
 }

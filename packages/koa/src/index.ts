@@ -35,7 +35,7 @@ export type {
 } from '@k8s-sa-auth/core';
 export { AuthError, ClusterError, TokenFileError } from '@k8s-sa-auth/core';
 
-/** The state of a guarded request: `new Router<CallerState>()`. While a guard observes, `caller` may be absent for all that: read `caller?.…`. */
+/** The state of a guarded request: `new Router<CallerState>()`. While a guard observes, `caller` may be absent in spite of its type: read `caller?.…`. */
 export interface CallerState {
   caller: Caller;
 }
@@ -65,6 +65,7 @@ export interface KoaGuard extends Middleware<CallerState>, AsyncDisposable {
   readonly enforced: boolean;
   /** For a readiness probe: see `Guard.ready`. */
   ready(signal?: AbortSignal): Promise<void>;
+  /** Drops the connections to the API server; see `Guard.close`. Those made by `with` share them. */
   close(): Promise<void>;
 }
 
