@@ -10,6 +10,7 @@ import {
   type IncomingRequest,
   refusalError,
   refusesToken,
+  mergeHeader,
   responseHeadersFor,
   takeCredential,
   type TokenHeader,
@@ -238,6 +239,31 @@ describe('unavailableError', () => {
     assert.match(error.headers['retry-after'] ?? '', /^[1-5]$/);
     assert.equal(error.headers['www-authenticate'], undefined);
     assert.equal(error.message, 'The ServiceAccount token cannot be checked at the moment');
+  });
+});
+
+describe('mergeHeader', () => {
+  it('replaces what is not there, or is another header', () => {
+    assert.equal(mergeHeader('vary', undefined, 'X-Client-Id'), 'X-Client-Id');
+    assert.equal(mergeHeader('cache-control', 'private', 'no-store'), 'no-store');
+    assert.equal(mergeHeader('retry-after', 7, '1'), '1');
+  });
+
+  it('makes Vary longer, once', () => {
+    assert.equal(mergeHeader('vary', ['Origin', 'Accept'], 'X-Client-Id'), 'Origin, Accept, X-Client-Id');
+    assert.equal(mergeHeader('vary', 'Origin,x-client-id', 'X-Client-Id'), 'Origin,x-client-id');
+    assert.equal(mergeHeader('vary', '*', 'X-Client-Id'), '*');
+  });
+
+  it('keeps a Cache-Control that lets no shared cache keep the answer', () => {
+    assert.equal(mergeHeader('cache-control', 'No-Store', 'private'), 'No-Store');
+    assert.equal(mergeHeader('cache-control', ['max-age=0', 'private'], 'private'), 'max-age=0, private');
+  });
+
+  it('replaces one that only seems to', () => {
+    for (const before of ['public, max-age=60', 'private="set-cookie"', 'no-cache="x, private, y"', 'no-storage', '']) {
+      assert.equal(mergeHeader('cache-control', before, 'private'), 'private', before);
+    }
   });
 });
 

@@ -227,6 +227,22 @@ export function responseHeadersFor(header: TokenHeader): Readonly<Record<string,
   return Object.freeze(header === 'x-client-id' ? { 'cache-control': 'private', vary: 'X-Client-Id' } : {});
 }
 
+/**
+ * For adapters: what a header of the answer becomes where something has set it before. `Vary` gets longer; `private` does not replace a
+ * `Cache-Control` that is as strict already (RFC 9111 §5.2.2: with field names, `private` is about these alone). All else is replaced.
+ */
+export function mergeHeader(name: string, before: number | string | readonly string[] | undefined, value: string): string {
+  if (before === undefined || (name !== 'vary' && value !== 'private')) return value;
+  const text = [before].flat().join(', ');
+  const members = text
+    .replaceAll(/"[^"]*"/g, '""')
+    .toLowerCase()
+    .split(/ *, */);
+  const isDone = (...ones: readonly string[]): boolean => ones.some((one) => members.includes(one));
+  if (name !== 'vary') return isDone('no-store', 'private') ? text : value;
+  return isDone('*', value.toLowerCase()) ? text : `${text}, ${value}`;
+}
+
 /** Whether an answer refuses the token itself, so that a newer one could help; a caller who may not call is refused for good. */
 export function refusesToken(status: number, challenge: string | readonly string[] | null | undefined): boolean {
   if (status !== 401 && status !== 403) return false;

@@ -24,4 +24,5 @@ export { type TokenReload, tokenReloadChannel } from './token-file.ts';
 export { type GuardStatus, type ProcessStatus, processStatus } from './status.ts';
 
 export { checkScheme, createOptInGuard, type OptInGuard } from './guard.ts';
+export { mergeHeader } from './credential.ts';
 export { fetchFor } from './service-fetch.ts';

@@ -9,7 +9,7 @@ import { after, afterEach, before, beforeEach, describe, it } from 'node:test';
 import { type Authority, createAuthority, type Pod } from '@k8s-sa-auth/testing';
 import { runAdapterCases } from '@k8s-sa-auth/testing/adapter-cases';
 
-import { AuthError, type AuthorizedRequest, type Caller, ClusterError, createGuard, type Guard } from './index.ts';
+import { AuthError, type AuthorizedRequest, type Caller, ClusterError, createGuard, type Guard, mergeHeader } from './index.ts';
 
 type Params = AuthorizedRequest['params'];
 
@@ -18,9 +18,7 @@ async function admit(guard: Guard, req: IncomingMessage, res: ServerResponse, pa
   try {
     const caller = await guard.check(req, undefined, params);
     if (caller !== undefined) {
-      const { vary, ...headers } = guard.responseHeaders;
-      for (const [name, value] of Object.entries(headers)) res.setHeader(name, value);
-      if (vary !== undefined) res.appendHeader('vary', vary);
+      for (const [name, value] of Object.entries(guard.responseHeaders)) res.setHeader(name, mergeHeader(name, res.getHeader(name), value));
     }
     return caller;
   } catch (error) {
@@ -45,6 +43,8 @@ runAdapterCases({
 
     async function route(req: IncomingMessage, res: ServerResponse): Promise<void> {
       res.setHeader('vary', 'Origin');
+      const { 'x-cache-control': cacheControl } = req.headers;
+      if (cacheControl !== undefined) res.setHeader('cache-control', cacheControl);
       const path = `${req.method === 'HEAD' ? 'GET' : req.method} ${req.url?.split('?', 1)[0]}`;
       let caller: Caller | undefined;
       if (path.endsWith(' /guarded') || path.endsWith(' /both')) caller = await admit(guard, req, res);

@@ -16,8 +16,10 @@ runAdapterCases({
     const app = express();
     // Not production, where Express sends the stack of an error; and not development, where it prints it too.
     app.set('env', 'test');
-    app.use((_req, res, next) => {
+    app.use((req, res, next) => {
       res.vary('Origin');
+      const cacheControl = req.get('x-cache-control');
+      if (cacheControl !== undefined) res.set('cache-control', cacheControl);
       next();
     });
     const guard = k8sSaAuth(options);

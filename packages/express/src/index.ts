@@ -14,6 +14,7 @@ import {
   fetchFor,
   type Guard,
   type GuardOptions,
+  mergeHeader,
   type RouteGuard,
   type ServiceClient,
 } from '@k8s-sa-auth/core';
@@ -155,15 +156,8 @@ async function askOther(ask: () => unknown, next: (error: unknown) => void): Pro
 function setHeaders(res: ServerResponse, headers: Readonly<Record<string, string>>): void {
   // Something else has answered meanwhile, such as a time-out. To set a header now would throw where nobody catches it.
   if (res.headersSent) return;
-  for (const name in headers) {
-    const value = headers[name] ?? '';
-    const before = name === 'vary' ? res.getHeader(name) : undefined;
-    if (before === undefined) res.setHeader(name, value);
-    else if (!listOf(before).includes(value.toLowerCase())) res.appendHeader(name, value);
-  }
+  for (const name in headers) res.setHeader(name, mergeHeader(name, res.getHeader(name), headers[name] ?? ''));
 }
-
-const listOf = (header: number | string | readonly string[]): readonly string[] => [header].flat().join(', ').toLowerCase().split(/, */);
 
 interface Route {
   readonly path?: unknown;

@@ -8,7 +8,10 @@ async function start(
   { guard, ops, orders, errorHandler, people, handle }: AdapterAppOptions,
 ): Promise<AdapterApp> {
   const app = Fastify({ forceCloseConnections: true });
-  app.addHook('onRequest', async (_request, reply) => void reply.header('vary', 'Origin'));
+  app.addHook('onRequest', async ({ headers }, reply) => {
+    reply.header('vary', 'Origin');
+    if (headers['x-cache-control'] !== undefined) reply.header('cache-control', headers['x-cache-control']);
+  });
   if (errorHandler === 'custom') {
     app.setErrorHandler<Error & { statusCode?: number }>((error, _request, reply) => reply.code(error.statusCode ?? 500).send('failed'));
   }

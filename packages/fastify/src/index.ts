@@ -12,6 +12,7 @@ import {
   createServiceClient,
   type Guard,
   type GuardOptions,
+  mergeHeader,
   type OptInGuard,
   type RouteGuard,
   type ServiceClient,
@@ -258,17 +259,7 @@ function pass(guard: Check, request: FastifyRequest, reply: FastifyReply, caller
 }
 
 function setHeaders(reply: FastifyReply, headers: Readonly<Record<string, string>>): void {
-  for (const name in headers) {
-    const value = headers[name];
-    const before = name === 'vary' ? reply.getHeader(name) : undefined;
-    if (before === undefined) reply.header(name, value);
-    else reply.header(name, extendList(before, value));
-  }
-}
-
-function extendList(before: number | string | readonly string[], value = ''): string {
-  const list = [before].flat().join(', ');
-  return list.toLowerCase().split(/, */).includes(value.toLowerCase()) ? list : `${list}, ${value}`;
+  for (const name in headers) reply.header(name, mergeHeader(name, reply.getHeader(name), headers[name] ?? ''));
 }
 
 function refuse(reply: FastifyReply, error: unknown): Promise<never> {

@@ -37,6 +37,8 @@ function createApp({ errorHandler }: AdapterAppOptions): Koa {
   app.silent = true;
   app.use((ctx, next) => {
     ctx.vary('Origin');
+    const cacheControl = ctx.get('x-cache-control');
+    if (cacheControl !== '') ctx.set('cache-control', cacheControl);
     return next();
   });
   if (errorHandler === 'custom') app.use(fail);

@@ -12,6 +12,7 @@ import {
   fetchFor,
   type Guard,
   type GuardOptions,
+  mergeHeader,
   type RouteGuard,
   type ServiceClient,
 } from '@k8s-sa-auth/core';
@@ -141,14 +142,9 @@ function inPlace(step: Step): Middleware<CallerState> {
   return middleware;
 }
 
-function setHeaders(ctx: Context, headers: Readonly<Record<string, string>>): void {
-  const { res } = ctx;
+function setHeaders({ res }: Context, headers: Readonly<Record<string, string>>): void {
   if (res.headersSent) return;
-  for (const name in headers) {
-    const value = headers[name] ?? '';
-    if (name === 'vary' && res.hasHeader(name)) ctx.vary(value);
-    else res.setHeader(name, value);
-  }
+  for (const name in headers) res.setHeader(name, mergeHeader(name, res.getHeader(name), headers[name] ?? ''));
 }
 
 interface Layer {

@@ -80,7 +80,8 @@ export interface AdapterUnderTest {
   /** Whether a guard has `or(other)`, which leaves requests without a token to another scheme. Default false: there is no `/either`. */
   readonly offersOr?: boolean;
   /**
-   * Starts an app. Before the guard it says `Vary: Origin` on each answer. Its routes:
+   * Starts an app. Before the guard it says `Vary: Origin` on each answer, and `Cache-Control` as the request's `X-Cache-Control` says,
+   * where it has one. Its routes:
    *
    * - `GET /guarded` (and `HEAD`), behind `guard`
    * - `POST /guarded`, behind `guard`, whose JSON body is parsed behind the guard
@@ -1690,6 +1691,18 @@ function casesOfXClientId({ start, token: issue }: Stage): void {
       const { headers } = await app.sendToken(await issue());
       assert.equal(headers['cache-control'], 'private');
       assert.deepEqual(namesIn(headers.vary), ['origin', 'x-client-id']);
+    });
+
+    it('makes an answer private that was public', async () => {
+      const app = await start();
+      const { headers } = await app.sendToken(await issue(), { headers: [['X-Cache-Control', 'public, max-age=60']] });
+      assert.equal(headers['cache-control'], 'private');
+    });
+
+    it('leaves an answer in no cache at all where it is in none', async () => {
+      const app = await start();
+      const { headers } = await app.sendToken(await issue(), { headers: [['X-Cache-Control', 'no-store, max-age=0']] });
+      assert.equal(headers['cache-control'], 'no-store, max-age=0');
     });
 
     it('makes the answer to a remembered caller private too', async () => {
