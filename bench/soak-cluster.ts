@@ -57,6 +57,8 @@ const review = (status: object, spec?: object): Fault => {
   const body = JSON.stringify({ kind: 'TokenReview', apiVersion: 'authentication.k8s.io/v1', metadata: {}, ...(spec && { spec }), status });
   return { status: 201, headers: json, body };
 };
+// All that a route may ask for: it is the rest that is wrong.
+const audiencesOfAll = ['shop', 'vault'];
 const user = { username: 'system:serviceaccount:fleet:another', uid: 'another', groups: [] };
 const faultsOfTokens: readonly (readonly [string, Fault])[] = [
   ['forbidden', 'forbidden'],
@@ -70,9 +72,9 @@ const faultsOfTokens: readonly (readonly [string, Fault])[] = [
     'reviews that time out inside',
     review({ user: {}, error: '[invalid bearer token, Get "https://10.0.0.1": context deadline exceeded]' }),
   ],
-  ['authenticated: "true"', review({ authenticated: 'true', user, audiences: ['shop'] })],
-  ['reviews of another ServiceAccount', review({ authenticated: true, user, audiences: ['shop'] })],
-  ['reviews of another token', review({ authenticated: true, user, audiences: ['shop'] }, { token: 'another' })],
+  ['authenticated: "true"', review({ authenticated: 'true', user, audiences: audiencesOfAll })],
+  ['reviews of another ServiceAccount', review({ authenticated: true, user, audiences: audiencesOfAll })],
+  ['reviews of another token', review({ authenticated: true, user, audiences: audiencesOfAll }, { token: 'another' })],
   ['a refusal of another token', review({ user: {}, error: 'invalid bearer token' }, { token: 'another' })],
 ];
 const faultsOfAll = ['reset', 'too-many-requests', 'unauthorized'] as const;
