@@ -27,7 +27,7 @@ export interface Minted {
   readonly kind: Kind;
   readonly serviceAccount: string;
   readonly pod?: string;
-  readonly audience: string;
+  readonly audiences: readonly string[];
   /** Seconds that are left of its 600; below zero it has expired, and is taken for a minute more. */
   readonly secondsLeft?: number;
 }
@@ -107,9 +107,9 @@ export function createCluster(authority: Authority, own: Pod, model: Model, veri
   }
 
   return {
-    async mint({ kind, serviceAccount, pod, audience, secondsLeft = 600 }) {
+    async mint({ kind, serviceAccount, pod, audiences, secondsLeft = 600 }) {
       const mintedMs = Date.now();
-      const options = { audience, ...(pod !== undefined && { pod }) };
+      const options = { audience: audiences, ...(pod !== undefined && { pod }) };
       const text = await at((secondsLeft - 600) * 1000, () => authority.token(serviceAccount, options));
       const [header, claims] = text.split('.').map((part, index) => (index < 2 ? readPart(part) : {}));
       const id = String(header?.['kid']);
@@ -119,7 +119,7 @@ export function createCluster(authority: Authority, own: Pod, model: Model, veri
       keys.set(id, key);
       for (const other of keys.values()) if (other.retiredMs < never) other.next ??= key;
       const expiresMs = Number(claims?.['exp']) * 1000;
-      const token = model.token({ kind, text, serviceAccount, pod: pod ?? '', audience, key, mintedMs, expiresMs });
+      const token = model.token({ kind, text, serviceAccount, pod: pod ?? '', audiences, key, mintedMs, expiresMs });
       alive.push(token);
       const endsMs = ending.get(`${serviceAccount} ${pod}`);
       if (endsMs !== undefined) model.bury(token, 'its pod was deleted with grace', endsMs, endsMs + 1);

@@ -1,6 +1,8 @@
-// What the soak knows of each token and of the cluster, and from that which answers to a request are right (V3, V6 and C1 to C9 of the guard's
-// rules, and for access what docs/authorizing.md says).
-// It knows nothing of the guard but its windows, and guesses nothing: what it cannot tell apart is all right, what it can tell is not.
+// What the soak knows of each token and of the cluster, and from that which answers to a request are right (G2, G8, V3, V6 and C1 to C9 of the
+// guard's rules, and for access what docs/authorizing.md says).
+// It knows nothing of the guard but its windows and routes, and guesses nothing: what it cannot tell apart is all right, what it can tell is not.
+
+import { isFor, type Route, ruleOf } from './soak-routes.ts';
 
 export interface Windows {
   readonly verification: 'review' | 'signature';
@@ -12,15 +14,18 @@ export interface Windows {
 /** What is wrong with a token from the start, if anything. */
 export type Kind = 'good' | 'stranger' | 'not bound to a pod' | 'forged' | 'forged, unknown key' | 'malformed' | 'repeated' | 'none';
 
-export type Answer = 'allowed' | 'missing_token' | 'invalid_token' | 'caller_not_allowed' | 'review_unavailable';
-
-/** One of the guard's routes. */
-export interface Route {
-  readonly path: string;
-  readonly audience: string;
-  /** What callers of this route must be allowed to read, by the cluster's rules; absent where `allow` alone decides. */
-  readonly order?: string;
-}
+/**
+ * What the guard made of a request, or of one that it only observed would have made. `failed`: its predicate threw. `observe_timeout`: it went
+ * on without knowing.
+ */
+export type Answer =
+  | 'allowed'
+  | 'missing_token'
+  | 'invalid_token'
+  | 'caller_not_allowed'
+  | 'review_unavailable'
+  | 'failed'
+  | 'observe_timeout';
 
 /** A signing key of the cluster. */
 export interface Key {
@@ -40,18 +45,20 @@ export interface Question {
   readonly remembered: Remembered[];
 }
 
-export interface Token extends Question {
+export interface Token {
   readonly kind: Kind;
   readonly text: string;
   readonly serviceAccount: string;
   readonly pod: string;
-  readonly audience: string;
+  readonly audiences: readonly string[];
   /** Absent where no key of the cluster is named. */
   readonly key: Key | undefined;
   readonly mintedMs: number;
   readonly expiresMs: number;
   /** When its pod, its ServiceAccount or its key went: certainly good until `fromMs`, certainly gone after `byMs`. */
   gone: { readonly fromMs: number; readonly byMs: number; readonly why: string } | undefined;
+  /** Whether it is good, for each set of audiences: what is known for one says nothing of another, whichever routes ask and whatever their mode. */
+  readonly questions: Map<string, Question>;
   /** Whether its caller may read each order: no other token's question is the same, since the cluster is told which token it is. */
   readonly accesses: Map<string, Question>;
 }
@@ -61,11 +68,14 @@ export interface Asked {
   readonly number: number;
   readonly token: Token;
   readonly route: Route;
+  /** What it takes to decide it: absent where the token's claims refuse it, and where the cluster's rules are not asked. */
+  readonly question: Question | undefined;
+  readonly access: Question | undefined;
   /** Whether its caller could read the route's order when it was sent; absent where there is none. */
   readonly isGranted: boolean | undefined;
   readonly sentMs: number;
   endedMs: number;
-  /** Absent where the client hung up: the guard went on deciding until `endedMs` and nobody saw what. */
+  /** Absent where the client hung up, or an observing guard did not wait: it went on deciding until `endedMs` and nobody saw what. */
   answer: string | undefined;
   source: string;
   /** The most requests that were being decided at any time meanwhile; and of the same ServiceAccount. */
@@ -81,7 +91,7 @@ interface Remembered {
   readonly acceptedByMs: number;
   /** No refusal is remembered that is later than this. */
   readonly refusedByMs: number;
-  /** A review has said no of a token: one that is gone does not come back. */
+  /** A review has said no of a token, and none will say yes: one that is gone does not come back. */
   readonly isRefused: boolean;
 }
 
@@ -108,7 +118,7 @@ interface Grant {
 }
 
 export interface Model {
-  token(token: Omit<Token, 'gone' | 'accesses' | keyof Question>): Token;
+  token(token: Omit<Token, 'gone' | 'questions' | 'accesses'>): Token;
   /** The token is good until `fromMs` and gone after `byMs`; what was said before and is earlier stays. */
   bury(token: Token, why: string, fromMs: number, byMs: number): void;
   /** From now on a ServiceAccount may read an order, or may not: certainly not before `fromMs`, certainly after `byMs`. Nobody may at first. */
@@ -117,7 +127,8 @@ export interface Model {
   /** `sureUntilMs`: it certainly lasted until then; `endedMs`: it was certainly over then. */
   over(trouble: Trouble, sureUntilMs: number, endedMs: number): void;
   sent(token: Token, route: Route): Asked;
-  ended(asked: Asked, answer: string | undefined, source: string): void;
+  /** Gives what is still being decided behind an observing guard that did not wait. That has ended without an answer, some time later. */
+  ended(asked: Asked, answer: string | undefined, source: string): Asked | undefined;
   /** Judges what ended before `beforeMs`, in that order, once all is known about the time until then. */
   judge(beforeMs: number): void;
 }
@@ -139,6 +150,10 @@ export const noticedMs = 3_600 + 5_300 + 3_600;
 export const slowestMs = 5_000;
 // Of a guard that waits for nothing, on a machine with other work to do.
 const promptMs = 2_000;
+// G8: when an observing guard goes on. Timers may fire within the millisecond before, and be late by what does not yet count as a stall, here and
+// there.
+const observeMs = 249;
+const observedMs = 1_250;
 // C6, C8, V3.
 const maxInFlight = 32;
 const maxInFlightOfOne = 8;
@@ -247,32 +262,33 @@ export function createModel({ verification, cacheTtlMs, refusalTtlMs, staleIfErr
     };
   }
 
-  function findTokenFacts(one: Asked): Facts {
-    const { token, endedMs } = one;
-    const { key, gone, requests } = token;
+  /** Undefined where nothing is asked about the token. */
+  function findTokenFacts(one: Asked): Facts | undefined {
+    const { token, question, endedMs } = one;
+    if (question === undefined) return undefined;
+    const { key, gone } = token;
     const [always, never] = [Number.POSITIVE_INFINITY, Number.NEGATIVE_INFINITY];
     if (isBySignature) {
       // The guard's keys say yes, and know nothing but keys.
       const noByMs = key !== undefined && key.retiredMs <= endedMs ? endedMs : never;
-      return findFacts(one, token, { yesByMs: key?.next?.knownFromMs ?? always, noByMs, troubles: [], staleIfErrorMs: 0 });
+      return findFacts(one, question, { yesByMs: key?.next?.knownFromMs ?? always, noByMs, troubles: [], staleIfErrorMs: 0 });
     }
-    if (gone === undefined) return findFacts(one, token, { yesByMs: always, noByMs: never, troubles, staleIfErrorMs });
+    if (gone === undefined) return findFacts(one, question, { yesByMs: always, noByMs: never, troubles, staleIfErrorMs });
     // The API server says yes while all is there, and as long as it remembers the last time that it looked.
-    const looked = requests.filter(({ sentMs }) => sentMs <= gone.byMs);
+    const looked = question.requests.filter(({ sentMs }) => sentMs <= gone.byMs);
     const lookedByMs = Math.max(...looked.map((other) => other.endedMs + slowestMs));
     const yesByMs = Math.min(gone.byMs, lookedByMs) + serverMemoryMs;
-    return findFacts(one, token, { yesByMs, noByMs: gone.fromMs <= endedMs ? endedMs : never, troubles, staleIfErrorMs });
+    return findFacts(one, question, { yesByMs, noByMs: gone.fromMs <= endedMs ? endedMs : never, troubles, staleIfErrorMs });
   }
 
   /** Undefined where nobody asks what the caller may do. */
   function findAccessFacts(one: Asked): Facts | undefined {
-    const { token, route, endedMs } = one;
-    const question = token.accesses.get(route.order ?? '');
-    if (question === undefined) return undefined;
+    const { token, route, access, endedMs } = one;
+    if (access === undefined) return undefined;
     // What is changed counts at once.
     const last = grantsTo(token.serviceAccount, route.order).findLast(({ fromMs }) => fromMs <= endedMs);
     const untilMs = last === undefined ? Number.NEGATIVE_INFINITY : Math.min(last.byMs, endedMs);
-    return findFacts(one, question, {
+    return findFacts(one, access, {
       yesByMs: last?.isGranted === true ? endedMs : untilMs,
       noByMs: last?.isGranted === true ? untilMs : endedMs,
       troubles: troubles.filter(({ strikes }) => strikes !== 'tokens'),
@@ -280,32 +296,63 @@ export function createModel({ verification, cacheTtlMs, refusalTtlMs, staleIfErr
     });
   }
 
-  function rightAnswers(one: Asked, facts: Facts, access: Facts | undefined): ReadonlySet<Answer> {
-    if (access === undefined && isLate(one)) return new Set();
+  function rightAnswers(one: Asked, facts: Facts | undefined, access: Facts | undefined): ReadonlySet<Answer> {
+    if (isLate(one)) return new Set();
     const right = rightOfToken(one, facts);
     // First who is calling, then whether it may.
-    if (access === undefined || !right.delete('allowed')) return right;
-    if (access.mayBeReviewed || access.mayBeCached || access.mayBeStale) right.add('allowed');
-    if (access.mayBeRefused) right.add('caller_not_allowed');
-    if (access.isTroubled && !access.isSurelyCached && !access.isSurelyStale) right.add('review_unavailable');
+    if (access !== undefined && right.delete('allowed')) {
+      if (access.mayBeReviewed || access.mayBeCached || access.mayBeStale) right.add('allowed');
+      if (access.mayBeRefused) right.add('caller_not_allowed');
+      if (access.isTroubled && !access.isSurelyCached && !access.isSurelyStale) right.add('review_unavailable');
+    }
+    if (facts !== undefined && mayBeOutOfTime(one, facts, access)) right.add('observe_timeout');
     return right;
   }
 
-  // By signature nobody is asked who is calling, so there is nobody to wait for.
+  // By signature nobody is asked who is calling, so there is nobody to wait for; and a guard that observes waits for nobody.
   function isLate(one: Asked): boolean {
-    const { sentMs, endedMs } = one;
-    if (!isBySignature || endedMs - sentMs < promptMs || mayLackKey(one)) return false;
+    const { route, access, sentMs, endedMs } = one;
+    const isPrompt = isBySignature && access === undefined && !mayLackKey(one);
+    if (endedMs - sentMs < (route.isObserved ? observedMs : isPrompt ? promptMs : Number.POSITIVE_INFINITY)) return false;
     return !troubles.some((trouble) => trouble.strikes === 'processes' && trouble.fromMs <= endedMs && sentMs <= trouble.endedMs);
   }
 
-  function rightOfToken(one: Asked, facts: Facts): Set<Answer> {
+  // Whether an observing guard may have gone on without knowing. How long a review takes is up to the machine, so that both are right where the
+  // request took that long; what is remembered, or refused by its shape and claims, is known before any time has passed.
+  function mayBeOutOfTime({ token, route, sentMs, endedMs }: Asked, facts: Facts, access: Facts | undefined): boolean {
+    if (!route.isObserved || endedMs - sentMs < observeMs) return false;
+    if (token.kind === 'none' || token.kind === 'malformed' || token.kind === 'repeated') return false;
+    return !facts.isSurelyCached || access?.isSurelyCached === false;
+  }
+
+  /** What comes of a token that is accepted, before the cluster's rules are asked. */
+  function admit({ token: { kind, pod }, route: { path, isRuled, isObserved } }: Asked): Answer {
+    if (kind === 'not bound to a pod') return 'invalid_token';
+    if (!isRuled) return kind === 'stranger' ? 'caller_not_allowed' : 'allowed';
+    switch (ruleOf(path, pod)) {
+      case 'true':
+        return 'allowed';
+      case 'true, late':
+        return isObserved ? 'observe_timeout' : 'allowed';
+      case 'throws':
+        return 'failed';
+      default:
+        return 'caller_not_allowed';
+    }
+  }
+
+  // A predicate, and the cluster's rules, are asked about a caller that is known; a list refuses those that only say who they are too.
+  const tellsOfAcceptance = ({ route, answer }: Asked): boolean =>
+    answer === 'allowed' || answer === 'failed' || (answer === 'caller_not_allowed' && (route.isRuled || route.order !== undefined));
+
+  function rightOfToken(one: Asked, facts: Facts | undefined): Set<Answer> {
     const { token, route, sentMs, endedMs } = one;
-    const { before, isHard, isTroubled } = facts;
     const right = new Set<Answer>();
+    if (token.kind === 'none') return right.add('missing_token');
+    if (token.kind === 'malformed' || token.kind === 'repeated' || facts === undefined) return right.add('invalid_token');
+    const { before, isHard, isTroubled } = facts;
     const isOverLimit = isLimited(one);
     const mayBeUnavailable = isTroubled || isOverLimit || mayLackKey(one);
-    if (token.kind === 'none') return right.add('missing_token');
-    if (token.kind === 'malformed' || token.kind === 'repeated' || token.audience !== route.audience) return right.add('invalid_token');
     switch (token.kind) {
       case 'forged': {
         // Known to be forged where the key is known; else the cluster says so, if it can be asked.
@@ -319,38 +366,39 @@ export function createModel({ verification, cacheTtlMs, refusalTtlMs, staleIfErr
         return right;
       }
       case 'stranger': {
-        if (isBySignature) break;
-        // Where the key is known the claims can be believed, and nobody need be asked (C8).
+        if (isBySignature || route.isRuled) break;
+        // Where the key is known the claims can be believed, and nobody need be asked (C8): no pattern fits them.
         right.add('caller_not_allowed');
         if (sentMs < before.refusedByMs + refusalTtlMs) right.add('invalid_token');
         if (token.key !== undefined && token.key.knownFromMs <= sentMs && endedMs <= token.expiresMs + leewayMs) return right;
       }
     }
-    const accepted = { good: 'allowed', stranger: 'caller_not_allowed', 'not bound to a pod': 'invalid_token' } as const;
-    if (!before.isRefused && (facts.mayBeReviewed || facts.mayBeCached || facts.mayBeStale)) right.add(accepted[token.kind]);
+    if (!before.isRefused && (facts.mayBeReviewed || facts.mayBeCached || facts.mayBeStale)) right.add(admit(one));
     if (endedMs > token.expiresMs + leewayMs || facts.mayBeRefused) right.add('invalid_token');
     if (mayBeUnavailable && !facts.isSurelyCached && (isOverLimit || !facts.isSurelyStale)) right.add('review_unavailable');
     return right;
   }
 
   // What the guard may, and what it must remember from here on.
-  function remember(one: Asked, facts: Facts, access: Facts | undefined): void {
-    const { token, route, answer } = one;
-    if (token.audience !== route.audience) return;
-    const question = token.accesses.get(route.order ?? '');
-    const isAccepted = answer === 'allowed' || (access !== undefined && answer === 'caller_not_allowed');
-    if (question !== undefined && access !== undefined && (isAccepted || answer === undefined)) {
-      keep(question, one, answer && (answer === 'allowed' ? 'accepted' : 'refused'), access);
+  function remember(one: Asked, facts: Facts | undefined, access: Facts | undefined): void {
+    const { token, question, answer } = one;
+    // What is decided behind an observing guard that did not wait is another's to tell.
+    if (question === undefined || facts === undefined || answer === 'observe_timeout') return;
+    const isAccepted = tellsOfAcceptance(one);
+    if (one.access !== undefined && access !== undefined && (isAccepted || answer === undefined)) {
+      keep(one.access, one, answer === undefined ? undefined : answer === 'allowed' ? 'accepted' : 'refused', access);
     }
     const verdict = isAccepted ? 'accepted' : answer === 'invalid_token' ? 'refused' : undefined;
     // Where nobody knows whether the caller may, it may have been accepted before.
-    if (answer !== 'review_unavailable' || access !== undefined) keep(token, one, token.kind === 'good' ? verdict : undefined, facts);
+    if (answer !== 'review_unavailable' || access !== undefined) keep(question, one, token.kind === 'good' ? verdict : undefined, facts);
   }
 
   /** `verdict`: undefined where nobody saw it. */
-  function keep(question: Question, { token, endedMs }: Asked, verdict: 'accepted' | 'refused' | undefined, facts: Facts): void {
+  function keep(question: Question, one: Asked, verdict: 'accepted' | 'refused' | undefined, facts: Facts): void {
     const { requests, remembered } = question;
-    const isForGood = question === token;
+    const { endedMs } = one;
+    // An API server remembers a yes for each order of audiences, so that after a no to one order it may still say yes to the other.
+    const isForGood = question === one.question && one.route.audiences.length === 1;
     const last = remembered.at(-1) ?? nothing;
     const { isHard, isSurelyCached, before, yesByMs, noByMs } = facts;
     const reviewedByMs = isHard || (isSurelyCached && verdict === 'accepted') ? Number.NEGATIVE_INFINITY : endedMs;
@@ -377,28 +425,30 @@ export function createModel({ verification, cacheTtlMs, refusalTtlMs, staleIfErr
     }
   }
 
-  function learn({ token, route, sentMs, endedMs, answer, source }: Asked): void {
-    if (token.audience !== route.audience) return;
+  function learn(one: Asked): void {
+    const { token, route, question, sentMs, endedMs, answer, source } = one;
+    if (question === undefined) return;
     const { key, kind } = token;
-    const isAccepted = answer === 'allowed' || (route.order !== undefined && answer === 'caller_not_allowed');
+    const isAccepted = tellsOfAcceptance(one);
     const isScreened = source === 'screening' && (kind === 'forged' ? answer === 'invalid_token' : answer === 'caller_not_allowed');
     const tellsOfKey = isBySignature
-      ? (kind === 'good' && isAccepted) || (kind === 'stranger' && answer === 'caller_not_allowed')
+      ? (kind === 'good' && isAccepted) || (kind === 'stranger' && (isAccepted || answer === 'caller_not_allowed'))
       : isScreened && (kind === 'forged' || kind === 'stranger');
     if (tellsOfKey && key !== undefined) key.knownFromMs = Math.min(key.knownFromMs, endedMs);
     // Nobody had seen this token: the cluster was asked, so the breaker is shut, and no trial of before can open it any more.
-    if (kind !== 'good' || !isAccepted || (isBySignature && route.order === undefined) || token.requests.length > 1) return;
+    if (kind !== 'good' || !isAccepted || (isBySignature && route.order === undefined) || question.requests.length > 1) return;
     for (const trouble of troubles) {
       if (trouble.endedMs + trialMs <= sentMs) trouble.calmFromMs = Math.min(trouble.calmFromMs, endedMs);
     }
   }
 
-  function explain(one: Asked, facts: Facts, access: Facts | undefined): string {
+  function explain(one: Asked, facts: Facts | undefined, access: Facts | undefined): string {
     const { token, route } = one;
+    const requests = [...token.questions.values()].flatMap((question) => question.requests).toSorted((a, b) => a.number - b.number);
     const at = (ms: number): string =>
       ms < startedMs ? 'before the start' : Number.isFinite(ms) ? `${((ms - startedMs) / 1000).toFixed(3)} s` : 'not yet';
     const lines = [
-      `token: ${token.kind}, for ${token.audience}, ${token.serviceAccount} ${token.pod}, minted ${at(token.mintedMs)}, expires ${at(token.expiresMs)}`,
+      `token: ${token.kind}, for ${token.audiences.join(' and ')}, ${token.serviceAccount} ${token.pod}, minted ${at(token.mintedMs)}, expires ${at(token.expiresMs)}`,
       `key: ${token.key === undefined ? 'none of the cluster' : `known to the guard from ${at(token.key.knownFromMs)}, retired ${at(token.key.retiredMs)}`}`,
       ...(token.gone === undefined ? [] : [`gone: ${token.gone.why}, ${at(token.gone.fromMs)} to ${at(token.gone.byMs)}`]),
       ...troubles
@@ -409,8 +459,8 @@ export function createModel({ verification, cacheTtlMs, refusalTtlMs, staleIfErr
       ...grantsTo(token.serviceAccount, route.order)
         .slice(-5)
         .map(({ isGranted, fromMs, byMs }) => `order ${route.order}: ${isGranted ? 'granted' : 'revoked'} ${at(fromMs)} to ${at(byMs)}`),
-      ...token.requests.slice(-25).map((other) => {
-        const { number, sentMs, endedMs, answer = 'hung up', source, peak, peakOfOne } = other;
+      ...requests.slice(-25).map((other) => {
+        const { number, sentMs, endedMs, answer = 'not seen', source, peak, peakOfOne } = other;
         const what = `${other === one ? '>' : ' '} #${number} ${other.route.path} ${at(sentMs)} to ${at(endedMs)}`;
         return `${what}: ${answer} (${source}), among ${peak}, ${peakOfOne} of its own`;
       }),
@@ -419,8 +469,21 @@ export function createModel({ verification, cacheTtlMs, refusalTtlMs, staleIfErr
     return lines.map((line) => `    ${line}`).join('\n');
   }
 
+  function begin(asking: Pick<Asked, 'number' | 'token' | 'route' | 'question' | 'access' | 'isGranted' | 'sentMs'>): Asked {
+    const one: Asked = { ...asking, endedMs: Number.POSITIVE_INFINITY, answer: undefined, source: '', peak: 0, peakOfOne: 0 };
+    const { token, question, access } = one;
+    question?.requests.push(one);
+    access?.requests.push(one);
+    const ofOne = outstandingOf.get(token.serviceAccount) ?? new Set();
+    outstandingOf.set(token.serviceAccount, ofOne.add(one));
+    outstanding.add(one);
+    for (const other of outstanding) other.peak = Math.max(other.peak, outstanding.size);
+    for (const other of ofOne) other.peakOfOne = Math.max(other.peakOfOne, ofOne.size);
+    return one;
+  }
+
   return {
-    token: (token) => ({ ...token, gone: undefined, requests: [], remembered: [], accesses: new Map() }),
+    token: (token) => ({ ...token, gone: undefined, questions: new Map(), accesses: new Map() }),
     bury(token, why, fromMs, byMs) {
       if (token.gone === undefined || fromMs < token.gone.fromMs) token.gone = { fromMs, byMs, why };
     },
@@ -442,31 +505,17 @@ export function createModel({ verification, cacheTtlMs, refusalTtlMs, staleIfErr
       trouble.calmFromMs = endedMs + noticedMs;
     },
     sent(token, route) {
-      const one: Asked = {
+      const { order, audiences } = route;
+      const isMeant = isFor(token.audiences, route);
+      return begin({
         number: ++asked,
         token,
         route,
-        isGranted: route.order === undefined ? undefined : grantsTo(token.serviceAccount, route.order).at(-1)?.isGranted === true,
+        question: isMeant ? questionIn(token.questions, audiences.toSorted().join()) : undefined,
+        access: isMeant && token.kind === 'good' && order !== undefined ? questionIn(token.accesses, order) : undefined,
+        isGranted: order === undefined ? undefined : grantsTo(token.serviceAccount, order).at(-1)?.isGranted === true,
         sentMs: Date.now(),
-        endedMs: Number.POSITIVE_INFINITY,
-        answer: undefined,
-        source: '',
-        peak: 0,
-        peakOfOne: 0,
-      };
-      // Of another audience, it is refused by its claims, and nothing is asked or remembered.
-      if (token.audience === route.audience) token.requests.push(one);
-      if (token.kind === 'good' && token.audience === route.audience && route.order !== undefined) {
-        const access = token.accesses.get(route.order) ?? { requests: [], remembered: [] };
-        access.requests.push(one);
-        token.accesses.set(route.order, access);
-      }
-      const ofOne = outstandingOf.get(token.serviceAccount) ?? new Set();
-      outstandingOf.set(token.serviceAccount, ofOne.add(one));
-      outstanding.add(one);
-      for (const other of outstanding) other.peak = Math.max(other.peak, outstanding.size);
-      for (const other of ofOne) other.peakOfOne = Math.max(other.peakOfOne, ofOne.size);
-      return one;
+      });
     },
     ended(one, answer, source) {
       // Up to the next whole millisecond, as `sentMs` is down to one.
@@ -478,6 +527,7 @@ export function createModel({ verification, cacheTtlMs, refusalTtlMs, staleIfErr
       }
       learn(one);
       toJudge.push(one);
+      return answer === 'observe_timeout' ? begin(one) : undefined;
     },
     judge(beforeMs) {
       const count = toJudge.findIndex(({ endedMs }) => endedMs > beforeMs);
@@ -492,6 +542,12 @@ export function createModel({ verification, cacheTtlMs, refusalTtlMs, staleIfErr
       for (const at of unknownIn.keys()) if (at < second(forgottenMs)) unknownIn.delete(at);
     },
   };
+}
+
+function questionIn(questions: Map<string, Question>, name: string): Question {
+  const question = questions.get(name) ?? { requests: [], remembered: [] };
+  questions.set(name, question);
+  return question;
 }
 
 const nothing: Remembered = {

@@ -18,16 +18,17 @@ import {
   type Kind,
   type Model,
   noticedMs,
-  type Route,
+  type Question,
   type Token,
   type Windows,
 } from './soak-model.ts';
-import { type Listening, type StatusAnswer, type StatusQuestion, watchStalls } from './soak-server.ts';
+import { isFor, plain, type Route, routes } from './soak-routes.ts';
+import { describeCaller, type Listening, type StatusAnswer, type StatusQuestion, type Told, watchStalls } from './soak-server.ts';
 import { createForger, type Forger } from './soak-tokens.ts';
 
 const usage = `Soaks one guard: callers over loopback, and an authority whose pods, ServiceAccounts, keys, RoleBindings and API server go wrong at
-random. Its routes: one by its own audience, one by another, and one that also asks the cluster who may read which order.
-A model knows what happened and which answers each request may get.
+random. Its routes: by its own audience, by another and by either, by a predicate, and by whether the cluster lets the caller read
+an order; and each of them once more, observing. A model knows what happened and which answers each request may get.
 
 Usage: pnpm soak [--seconds 60] [--callers 200] [--rate 300] [--seed N]
 
@@ -44,10 +45,9 @@ review.
 Exits with 0 if no answer was wrong, no rejection unhandled, and the memory flat after warm-up; else with 1.`;
 
 const memory = { cacheTtlMs: 2_000, refusalTtlMs: 1_000, staleIfErrorMs: 6_000 };
-const plain: Route = { path: '/', audience: 'shop' };
-const vault: Route = { path: '/vault', audience: 'vault' };
-const orders: readonly Route[] = ['1', '2'].map((order) => ({ path: `/orders/${order}`, audience: 'shop', order }));
-const routes = [plain, ...orders, vault];
+const orders = ['1', '2'];
+// What callers have their tokens for, in turn; nobody asks for the last one.
+const audiencesOf = [['shop'], ['shop'], ['vault'], ['shop'], ['vault', 'shop'], ['shop', 'elsewhere']];
 const perServiceAccount = 5;
 // Well above what a guard takes by its own limits: 5 s for a review, and 1 s for the keys.
 const noAnswerMs = 20_000;
@@ -108,9 +108,9 @@ async function soak(options: Options, interruption: AbortSignal): Promise<number
   const model = createModel(windows, tally.judged);
   using cluster = createCluster(authority, own, model, windows.verification);
   // Names the key that the guard has loaded when it is ready.
-  await cluster.mint({ kind: 'good', serviceAccount: serviceAccountOf(0), pod: 'first', audience: plain.audience });
+  await cluster.mint({ kind: 'good', serviceAccount: serviceAccountOf(0), pod: 'first', audiences: plain.audiences });
 
-  const guardOptions: GuardOptions = { audience: plain.audience, allow: ['fleet/*'], header, apiServer: own.apiServer, ...windows };
+  const guardOptions: GuardOptions = { audience: plain.audiences, allow: ['fleet/*'], header, apiServer: own.apiServer, ...windows };
   const child = fork(new URL('soak-server.ts', import.meta.url), [JSON.stringify(guardOptions)], {
     execArgv: ['--expose-gc', '--no-warnings'],
   });
@@ -193,19 +193,24 @@ function startCallers(world: World): readonly Promise<void>[] {
 async function call({ cluster, client, forger, options, ended }: World, index: number, random: Random): Promise<void> {
   const thinkMs = (options.callers / options.rate) * 1000;
   const [serviceAccount, pod] = [serviceAccountOf(index), podOf(index)];
-  const { audience } = index % 4 === 3 ? vault : plain;
-  const mine = routes.filter((one) => one.audience === audience);
+  const audiences = audiencesOf[index % audiencesOf.length] ?? [];
+  // Three of ten observing.
+  const notMine = routes.filter((one) => !isFor(audiences, one));
+  const [observing = [], enforcing = []] = [true, false].map((isObserved) =>
+    routes.filter((one) => isFor(audiences, one) && one.isObserved === isObserved),
+  );
+  const choose = (): Route => pick(random() < 0.3 ? observing : enforcing, random) ?? plain;
   const mint = (): Promise<Token> =>
     cluster.mint({
       kind: 'good',
       serviceAccount,
       pod,
-      audience,
+      audiences,
       ...(random() < 0.2 && { secondsLeft: Math.floor(random() * 75) - 58 }),
     });
   const older: Token[] = [];
   let token = await mint();
-  let route = pick(mine, random) ?? plain;
+  let route = choose();
   let renewMs = Date.now() + random() * 30_000;
   // Not all at once, and none before the first came through.
   await sleep(random() * thinkMs * 2, ended);
@@ -223,7 +228,7 @@ async function call({ cluster, client, forger, options, ended }: World, index: n
       renewMs = Date.now() + 10_000 + random() * 30_000;
     }
     // For a while the same one, so that what is remembered is used.
-    if (random() < 0.15) route = pick(mine, random) ?? plain;
+    if (random() < 0.15) route = choose();
     await act(token, older, route);
     await sleep(thinkMs * (0.5 + random()), ended);
   }
@@ -232,22 +237,22 @@ async function call({ cluster, client, forger, options, ended }: World, index: n
     const chosen = random();
     if (chosen < 0.82) return client.send(current, to);
     if (chosen < 0.88) return client.send(pick(past, random) ?? current, to);
-    if (chosen < 0.9) return void (await Promise.all(Array.from({ length: 3 }, () => client.send(current, to))));
+    if (chosen < 0.9) return void (await Promise.all([to, to, choose(), choose()].map((one) => client.send(current, one))));
     if (chosen < 0.92) return client.hangUp(current, to, random() * 30);
     if (chosen < 0.94) return client.send(tokenLike(current, 'forged', forger.forge(current.text, random)), to);
     if (chosen < 0.943) return client.send(tokenLike(current, 'forged, unknown key', forger.forgeUnknown(current.text, random)), to);
     if (chosen < 0.96) return client.send(tokenLike(current, 'malformed', forger.malform(current.text, random)), to);
     if (chosen < 0.965) return client.send(tokenLike(current, 'repeated', current.text), to);
     if (chosen < 0.97) return client.send(tokenLike(current, 'none', ''), to);
-    if (chosen < 0.98) return client.send(current, to === vault ? plain : vault);
+    if (chosen < 0.98) return client.send(current, pick(notMine, random) ?? to);
     if (chosen < 0.99)
-      return client.send(await cluster.mint({ kind: 'stranger', serviceAccount: 'other/stranger', pod: 'stranger', audience }), to);
-    return client.send(await cluster.mint({ kind: 'not bound to a pod', serviceAccount, audience }), to);
+      return client.send(await cluster.mint({ kind: 'stranger', serviceAccount: 'other/stranger', pod: 'stranger', audiences }), to);
+    return client.send(await cluster.mint({ kind: 'not bound to a pod', serviceAccount, audiences }), to);
   }
 
   function tokenLike(real: Token, kind: Kind, text: string): Token {
     const key = kind === 'forged' ? real.key : undefined;
-    return client.token({ kind, text, serviceAccount, pod, audience, key, mintedMs: Date.now(), expiresMs: Date.now() + 600_000 });
+    return client.token({ kind, text, serviceAccount, pod, audiences, key, mintedMs: Date.now(), expiresMs: Date.now() + 600_000 });
   }
 }
 
@@ -288,7 +293,7 @@ async function causeDeletions({ cluster, client, ended, options }: World): Promi
     await deleted.catch(() => undefined);
     // Seen for the first time when it is gone: the API server has nothing to remember.
     if (random() < 0.3) {
-      const token = await cluster.mint({ kind: 'good', serviceAccount, pod: `brief-${index}`, audience: plain.audience });
+      const token = await cluster.mint({ kind: 'good', serviceAccount, pod: `brief-${index}`, audiences: plain.audiences });
       await cluster.deletePod(serviceAccount, `brief-${index}`);
       await client.send(token, plain);
     }
@@ -300,10 +305,10 @@ async function causeGrants({ cluster, ended, options }: World): Promise<void> {
   const random = createRandom(options.seed * 1_000 + 903);
   const serviceAccounts = [...new Set(Array.from({ length: options.callers }, (_, index) => serviceAccountOf(index)))];
   for (const serviceAccount of serviceAccounts) {
-    for (const { order = '' } of orders) if (random() < 0.6) await cluster.toggleGrant(serviceAccount, order);
+    for (const order of orders) if (random() < 0.6) await cluster.toggleGrant(serviceAccount, order);
   }
   while (!ended.aborted) {
-    await cluster.toggleGrant(pick(serviceAccounts, random) ?? '', pick(orders, random)?.order ?? '');
+    await cluster.toggleGrant(pick(serviceAccounts, random) ?? '', pick(orders, random) ?? '');
     await sleep(random() * 300, ended);
   }
 }
@@ -330,7 +335,7 @@ async function probe({ cluster, client, ended, options }: World): Promise<void> 
     await sleep(400, ended);
     const serviceAccount = serviceAccountOf(index % options.callers);
     const route = routes[index % routes.length] ?? plain;
-    const token = await cluster.mint({ kind: 'good', serviceAccount, pod: `probe-${index}`, audience: route.audience });
+    const token = await cluster.mint({ kind: 'good', serviceAccount, pod: `probe-${index}`, audiences: route.audiences });
     // Not waited for: in an outage that is slow, the next one should be there when it ends.
     void client.send(token, route);
   }
@@ -346,9 +351,45 @@ interface Client {
   close(): void;
 }
 
+// What a decision says of a request; nothing is said of one that failed, but where it is only observed.
+function readDecision(decision: Told['decisions'][number] | undefined): Answer | undefined {
+  if (decision === undefined || decision.reason === 'guard_failed') return 'failed';
+  if (decision.reason === 'observe_timeout') return 'observe_timeout';
+  return decision.code ?? (decision.outcome === 'allowed' ? 'allowed' : undefined);
+}
+
+// Signed by the cluster, so that its caller may be proven.
+const isReal = ({ kind }: Token): boolean => kind === 'good' || kind === 'stranger' || kind === 'not bound to a pod';
+
+const callerOf = ({ serviceAccount, pod, audiences }: Token, route: Route): string =>
+  describeCaller({
+    serviceAccount,
+    ...(pod !== '' && { pod: { name: pod, uid: '' } }),
+    audiences: route.audiences.filter((audience) => audiences.includes(audience)),
+  });
+
 function createClient(port: number, header: TokenHeader, model: Model, observer: Observer): Client {
   const agent = new Agent({ keepAlive: true });
   const underWay = new Set<Promise<void>>();
+
+  // Status, `Cache-Control`, `Retry-After` and challenge.
+  const shows: Readonly<Partial<Record<Answer, string>>> = {
+    failed: '500 - - -',
+    review_unavailable: '503 no-store soon -',
+    ...(header === 'authorization'
+      ? {
+          allowed: '200 - - -',
+          missing_token: '401 no-store - Bearer realm="kubernetes"',
+          invalid_token: '401 no-store - Bearer realm="kubernetes", error="invalid_token"',
+          caller_not_allowed: '403 no-store - Bearer realm="kubernetes", error="insufficient_scope"',
+        }
+      : {
+          allowed: '200 private - -',
+          missing_token: '401 no-store - ServiceAccount header="X-Client-Id"',
+          invalid_token: '403 no-store - ServiceAccount header="X-Client-Id", error="invalid_token"',
+          caller_not_allowed: '403 no-store - ServiceAccount header="X-Client-Id", error="caller_not_allowed"',
+        }),
+  };
 
   function headersOf({ kind, text }: Token, number: number): Record<string, string | string[]> {
     const value = header === 'authorization' ? `Bearer ${text}` : text;
@@ -364,7 +405,8 @@ function createClient(port: number, header: TokenHeader, model: Model, observer:
         if (isOver) return;
         isOver = true;
         clearTimeout(timer);
-        model.ended(asked, answer, source);
+        const behind = model.ended(asked, answer, source);
+        if (behind !== undefined) observer.abandoned(behind);
         resolve();
       };
       const { path } = route;
@@ -372,7 +414,7 @@ function createClient(port: number, header: TokenHeader, model: Model, observer:
         let body = '';
         response.setEncoding('utf8').on('data', (text: string) => (body += text));
         response.once('error', (error) => end(`broken answer: ${error.message}`));
-        response.once('end', () => end(readAnswer(response, body, token), String(response.headers['x-decided-by'])));
+        response.once('end', () => end(...readAnswer(response, body, asked)));
       });
       const giveUp = (): void => {
         if (isOver) return;
@@ -391,28 +433,29 @@ function createClient(port: number, header: TokenHeader, model: Model, observer:
     return done;
   }
 
-  function readAnswer({ statusCode, headers }: IncomingMessage, body: string, token: Token): string {
-    const { 'www-authenticate': challenge = '', 'retry-after': retryAfter, 'cache-control': cacheControl } = headers;
-    const expected: Readonly<Record<string, Answer>> =
-      header === 'authorization'
-        ? {
-            '401 Bearer realm="kubernetes"': 'missing_token',
-            '401 Bearer realm="kubernetes", error="invalid_token"': 'invalid_token',
-            '403 Bearer realm="kubernetes", error="insufficient_scope"': 'caller_not_allowed',
-          }
-        : {
-            '401 ServiceAccount header="X-Client-Id"': 'missing_token',
-            '403 ServiceAccount header="X-Client-Id", error="invalid_token"': 'invalid_token',
-            '403 ServiceAccount header="X-Client-Id", error="caller_not_allowed"': 'caller_not_allowed',
-          };
-    const isAllowed = statusCode === 200 && body === `${token.serviceAccount} ${token.pod}`;
-    if (isAllowed && cacheControl === (header === 'x-client-id' ? 'private' : undefined)) return 'allowed';
-    if (cacheControl === 'no-store') {
-      if (statusCode === 503 && /^[1-5]$/.test(String(retryAfter))) return 'review_unavailable';
-      const refusal = expected[`${statusCode} ${challenge}`];
-      if (refusal !== undefined) return refusal;
-    }
-    return `${statusCode} ${JSON.stringify({ challenge, retryAfter, cacheControl, body })}`;
+  // What the guard made of it, and by what. It is no answer unless all that is seen of it agrees.
+  function readAnswer({ statusCode, headers }: IncomingMessage, body: string, { token, route }: Asked): readonly [string, string] {
+    const told = JSON.parse(String(headers['x-told'])) as Told;
+    const [decision] = told.decisions;
+    const { isObserved } = route;
+    const caller = callerOf(token, route);
+    const answer = readDecision(decision);
+    const retryAfter = headers['retry-after']?.replace(/^[1-5]$/, 'soon') ?? '-';
+    const shown = `${statusCode} ${headers['cache-control'] ?? '-'} ${retryAfter} ${headers['www-authenticate'] ?? '-'}`;
+    // Nobody decides what ends as a 500.
+    const isDecided = told.decisions.length === (answer === 'failed' && !isObserved ? 0 : 1);
+    const isTold = told.decisions.every(
+      (one) =>
+        one.enforced === !isObserved &&
+        one.audiences.join() === route.audiences.join() &&
+        one.route === route.path &&
+        (one.caller === undefined || (isReal(token) && one.caller === caller)),
+    );
+    const isLeft = told.headers === (isObserved || token.kind === 'none' ? 'as they were' : 'without the token');
+    const isSaid = answer === 'allowed' ? body === caller : !isObserved || body === 'nobody';
+    const isShown = answer !== undefined && shown === (isObserved ? '200 - - -' : shows[answer]);
+    const isAnswer = isDecided && isTold && isLeft && isSaid && isShown;
+    return [isAnswer ? answer : `${shown} ${JSON.stringify({ body, told })}`, decision?.source ?? ''];
   }
 
   return {
@@ -504,7 +547,7 @@ interface Tally {
   count(): number;
   /** Requests for which one answer only was right. */
   certain(): number;
-  /** Tokens that were accepted at least once: what the guard may remember. */
+  /** Tokens that were accepted at least once, counted for each set of audiences: what the guard may remember. */
   callers(): number;
 }
 
@@ -512,7 +555,7 @@ function createTally(): Tally {
   const rows = new Map<string, Map<string, number>>();
   const sources = new Map<string, number>();
   const differences: string[] = [];
-  const accepted = new WeakSet<Token>();
+  const accepted = new WeakSet<Question>();
   let count = 0;
   let certain = 0;
   let callers = 0;
@@ -524,23 +567,26 @@ function createTally(): Tally {
     certain: () => certain,
     callers: () => callers,
     judged(asked, right, explain) {
-      const { token, route, isGranted, answer = '', source, sentMs } = asked;
+      const { token, route, question, isGranted, answer = '', source, sentMs } = asked;
       count += 1;
       if (right.size === 1) certain += 1;
       const isGone = token.kind === 'good' && token.gone !== undefined && token.gone.fromMs <= sentMs;
       const state = isGone ? 'good, but gone' : token.expiresMs < sentMs ? 'good, but expired' : 'good';
-      const access = isGranted === undefined ? '' : isGranted ? ', granted' : ', not granted';
-      const isElsewhere = token.kind === 'good' && token.audience !== route.audience;
-      const kind = isElsewhere ? 'other audience' : token.kind === 'good' ? `${state}${access}` : token.kind;
-      const row = rows.get(kind) ?? new Map<string, number>();
-      rows.set(kind, row.set(answer, (row.get(answer) ?? 0) + 1));
+      const by = isGranted === undefined ? (route.isRuled ? ', by predicate' : '') : isGranted ? ', granted' : ', not granted';
+      const isElsewhere = token.kind === 'good' && question === undefined;
+      const kind = isElsewhere ? 'other audience' : token.kind === 'good' ? `${state}${by}` : token.kind;
+      const rowName = route.isObserved ? `observed: ${kind}` : kind;
+      const row = rows.get(rowName) ?? new Map<string, number>();
+      rows.set(rowName, row.set(answer, (row.get(answer) ?? 0) + 1));
       sources.set(source, (sources.get(source) ?? 0) + 1);
-      if (answer === 'allowed' && !accepted.has(token)) callers += 1;
-      if (answer === 'allowed') accepted.add(token);
+      if (answer === 'allowed' && question !== undefined && !accepted.has(question)) {
+        callers += 1;
+        accepted.add(question);
+      }
       if (right.has(answer as Answer)) return;
       const story = differences.length < shownDifferences ? `\n${explain()}` : '';
       differences.push(
-        `#${asked.number} ${kind}: ${answer}, where right is ${[...right].join(' or ') || 'nothing, or nothing so late'}${story}`,
+        `#${asked.number} ${rowName}: ${answer}, where right is ${[...right].join(' or ') || 'nothing, or nothing so late'}${story}`,
       );
     },
   };
@@ -567,14 +613,15 @@ interface Outcome {
 
 /** Prints what came of it, and tells whether the memory was flat. */
 function print(tally: Tally, { reviews, troubles, stalls, events, heap, seed }: Outcome): boolean {
-  const answers = ['allowed', 'missing_token', 'invalid_token', 'caller_not_allowed', 'review_unavailable'];
-  const width = 20;
-  const kindWidth = 32;
-  console.log(`\n${'requests'.padEnd(kindWidth)}${answers.map((answer) => answer.padStart(width)).join('')}${'other'.padStart(8)}`);
+  const answers = ['allowed', 'missing_token', 'invalid_token', 'caller_not_allowed', 'failed', 'review_unavailable', 'observe_timeout'];
+  const kindWidth = 42;
+  const inColumns = (texts: readonly (string | number)[]): string =>
+    [...answers, 'other'].map((answer, at) => String(texts[at]).padStart(answer.length + 2)).join('');
+  console.log(`\n${'requests'.padEnd(kindWidth)}${inColumns([...answers, 'other'])}`);
   for (const [kind, row] of [...tally.rows].toSorted(([a], [b]) => a.localeCompare(b))) {
     const known = answers.map((answer) => row.get(answer) ?? 0);
     const others = [...row.values()].reduce((sum, one) => sum + one, 0) - known.reduce((sum, one) => sum + one, 0);
-    console.log(`${kind.padEnd(kindWidth)}${known.map((one) => String(one).padStart(width)).join('')}${String(others).padStart(8)}`);
+    console.log(`${kind.padEnd(kindWidth)}${inColumns([...known, others])}`);
   }
   const inMebibytes = (bytes: number): string => `${(bytes / mebibyte).toFixed(1)} MiB`;
   const limit = heap.warm * 1.1 + 2 * mebibyte + Math.min(heap.callers, 10_000) * rememberedBytes;
