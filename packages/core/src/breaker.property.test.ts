@@ -3,7 +3,7 @@ import { afterEach, beforeEach, describe, it, mock } from 'node:test';
 
 import * as fc from 'fast-check';
 
-import { type Breaker, createBreaker } from './breaker.ts';
+import { type Breaker, createBreaker, type Trouble } from './breaker.ts';
 import { createCaller } from './caller.ts';
 import { cases } from './fixtures/cases.ts';
 import type { Log } from './logger.ts';
@@ -97,7 +97,7 @@ describe('the breaker, whatever happens', () => {
     await fc.assert(
       fc.asyncProperty(fc.array(steps, { maxLength: 40 }), async (plan) => {
         for (const old of breakers.splice(0)) old.close();
-        const own: ((answers: boolean) => void)[] = [];
+        const own: ((trouble: Trouble | undefined) => void)[] = [];
         const breaker = createBreaker(() => new Promise((resolve) => own.push(resolve)), quiet);
         breakers.push(breaker);
         const verdicts = createVerdicts(memory, breaker, quiet);
@@ -145,7 +145,7 @@ describe('the breaker, whatever happens', () => {
               await end(reviews.length - 1, verdictOf('timeout'));
             }
           } else if (step.step === 'own' && own.length > 0) {
-            own.shift()?.(step.isUp);
+            own.shift()?.(step.isUp ? undefined : { reason: 'timeout', detail: '' });
             model.answer(step.isUp, Date.now());
             await settled();
           } else if (step.step === 'wait') {
@@ -178,7 +178,7 @@ describe('the breaker, whatever happens', () => {
     await fc.assert(
       fc.asyncProperty(plans, async (plan) => {
         for (const old of breakers.splice(0)) old.close();
-        const breaker = createBreaker(() => Promise.resolve(true), quiet);
+        const breaker = createBreaker(() => Promise.resolve(undefined), quiet);
         breakers.push(breaker);
         const verdicts = createVerdicts(memory, breaker, quiet);
         let sent = 0;

@@ -1,20 +1,20 @@
 import assert from 'node:assert/strict';
 import { afterEach, beforeEach, describe, it, mock } from 'node:test';
 
-import { createBreaker } from './breaker.ts';
+import { createBreaker, type Trouble } from './breaker.ts';
 
 // A cluster that answers or not, and how often it was asked.
 function cluster(answers: boolean) {
-  const state = { answers, asked: 0, told: [] as string[] };
-  const isAnswering = (): Promise<boolean> => {
+  const state = { answers, reason: 'timeout', asked: 0, told: [] as string[] };
+  const askOurOwn = (): Promise<Trouble | undefined> => {
     state.asked += 1;
-    return Promise.resolve(state.answers);
+    return Promise.resolve(state.answers ? undefined : { reason: state.reason, detail: 'no answer' });
   };
   const log = {
     info: (_details: object, message: string) => void state.told.push(`info ${message}`),
     warn: (kind: string) => void state.told.push(`warn ${kind}`),
   };
-  const breaker = createBreaker(isAnswering, log);
+  const breaker = createBreaker(askOurOwn, log);
   return { state, breaker, fail: (times: number) => Array.from({ length: times }, () => breaker.report('failed')) };
 }
 const settled = (): Promise<unknown> => new Promise(setImmediate);
@@ -110,6 +110,25 @@ describe('createBreaker', () => {
     await settled();
     assert.deepEqual(state.told, ['warn breaker_open', 'info The API server answers again, and tokens are reviewed']);
     assert.equal(breaker.state(), 'shut');
+  });
+
+  it('says what our own question met while it is open, and tells when that is another trouble', async () => {
+    const { breaker, state, fail } = cluster(false);
+    assert.equal(breaker.cause(), undefined);
+    fail(5);
+    await settled();
+    assert.equal(breaker.cause(), 'timeout: no answer');
+    state.reason = 'own_credentials_refused';
+    mock.timers.tick(1_200);
+    await settled();
+    assert.equal(breaker.cause(), 'own_credentials_refused: no answer');
+    mock.timers.tick(2_400);
+    await settled();
+    assert.deepEqual(state.told, ['warn breaker_open', 'warn breaker_open']);
+    state.answers = true;
+    mock.timers.tick(4_800);
+    await settled();
+    assert.equal(breaker.cause(), undefined);
   });
 
   it('tells nothing of a question that was answered', async () => {

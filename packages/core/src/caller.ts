@@ -64,6 +64,9 @@ export function parseUsername(username: string): Identity | undefined {
 
 export const formatUsername = ({ namespace, name }: Identity): string => `system:serviceaccount:${namespace}:${name}`;
 
+/** As `allow` and `Caller.serviceAccount` have it. */
+export const formatAccount = ({ namespace, name }: Identity): string => `${namespace}/${name}`;
+
 /** The parts of a review's `status.user` that make a caller. */
 export interface ReviewedUser {
   readonly uid: string;
@@ -79,7 +82,7 @@ export function createCaller(identity: Identity, user: ReviewedUser, audiences: 
   const [nodeName, nodeUid] = [one('node-name'), one('node-uid')];
   const credentialId = one('credential-id');
   return Object.freeze({
-    serviceAccount: `${identity.namespace}/${identity.name}`,
+    serviceAccount: formatAccount(identity),
     namespace: identity.namespace,
     name: identity.name,
     username: formatUsername(identity),

@@ -98,10 +98,14 @@ export function showsToken(request: IncomingRequest, header: TokenHeader): boole
   return isBroken || showsOurs(text);
 }
 
+const spellings: Readonly<Record<TokenHeader, string>> = { 'x-client-id': 'X-Client-Id', authorization: 'Authorization' };
+
 /** Why there is no credential: a token of ours in the header that this guard does not read is a mistake of whoever set up the caller. */
-export function reasonOf({ reason }: Refusal, { rawHeaders }: IncomingRequest, header: TokenHeader): string {
+export function explained(refusal: Refusal, { rawHeaders }: IncomingRequest, header: TokenHeader): Refusal {
   const other = header === 'authorization' ? 'x-client-id' : 'authorization';
-  return reason === 'no_token' && showsOurs(sentIn(rawHeaders, other)) ? 'token_in_other_header' : reason;
+  if (refusal.reason !== 'no_token' || !showsOurs(sentIn(rawHeaders, other))) return refusal;
+  const detail = `It stands in ${spellings[other]}, and this guard reads ${spellings[header]}`;
+  return { ...refusal, reason: 'token_in_other_header', detail };
 }
 
 const sentIn = (rawHeaders: readonly string[], header: TokenHeader): string =>

@@ -46,6 +46,19 @@ describe('createReporter', () => {
     ]);
   });
 
+  it('tells a method that nobody has, as HTTP/2 lets a caller write it, without its words', () => {
+    const decisions: unknown[] = [];
+    const listen = (decision: unknown): void => void decisions.push((decision as Decision).request);
+    subscribe(decisionChannel, listen);
+    for (const method of ['M-SEARCH', 'eyJhbGciOiJSUzI1NiJ9.e30.c2ln', 'X'.repeat(21), ''])
+      report(refused, 1, { request: { method, route: '/' } });
+    unsubscribe(decisionChannel, listen);
+    assert.deepEqual(
+      decisions,
+      ['M-SEARCH', '(other)', '(other)', '(other)'].map((method) => ({ method, route: '/' })),
+    );
+  });
+
   it('writes one line in 10 s while it goes on, and is ready for the next when it is over', () => {
     for (let second = 0; second < 25; second++) {
       report(refused, 2);

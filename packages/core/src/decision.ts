@@ -22,7 +22,10 @@ export interface Decision {
   readonly detail?: string;
   /** Only where it was proven. */
   readonly caller?: Caller;
-  /** Whom a signature of the cluster names, as `'namespace/name'`, where the token was refused before a review could prove it. */
+  /**
+   * Whose token it is, as `'namespace/name'`, where nobody was proven but a signature of the cluster, or an earlier review of the same token, says
+   * so: of refusals, and of `queue_of_caller_full`.
+   */
   readonly claimant?: string;
   /** The route's audiences: what the token had to be for. */
   readonly audiences: readonly string[];
@@ -38,7 +41,7 @@ export type Ruling = Pick<Decision, 'source'> &
   (
     | { readonly outcome: 'allowed'; readonly caller: Caller }
     | ({ readonly outcome: 'refused'; readonly code: AuthCode; readonly reason: string } & Pick<Decision, 'detail' | 'caller' | 'claimant'>)
-    | { readonly outcome: 'unavailable'; readonly reason: string; readonly detail?: string }
+    | ({ readonly outcome: 'unavailable'; readonly reason: string } & Pick<Decision, 'detail' | 'claimant'>)
   );
 
 /** Subscribe with `diagnostics_channel.subscribe(decisionChannel, …)`. A subscriber that throws ends the process. */
@@ -69,7 +72,7 @@ export function createReporter(log: Log | undefined): Reporter {
     report(ruling, { enforced, audiences, request, startedMs }) {
       const isLogged = lines !== undefined && ruling.outcome !== 'allowed';
       const durationMs = startedMs === undefined ? 0 : performance.now() - startedMs;
-      const about = { enforced, audiences, request, durationMs };
+      const about = { enforced, audiences, request: { ...request, method: shortened(request.method) }, durationMs };
       const decision: Decision =
         ruling.outcome === 'unavailable' ? { ...ruling, code: 'review_unavailable', ...about } : { ...ruling, ...about };
       if (decisions.hasSubscribers) decisions.publish(decision);
@@ -78,6 +81,9 @@ export function createReporter(log: Log | undefined): Reporter {
     close: () => lines?.close(),
   };
 }
+
+// Over HTTP/2 a method is whatever the caller writes.
+const shortened = (method: string): string => (/^[A-Za-z-]{1,20}$/.test(method) ? method : '(other)');
 
 const windowMs = 10_000;
 // So many callers, named by a review or by a signature of the cluster, have lines of their own; all others share one for each kind of refusal.

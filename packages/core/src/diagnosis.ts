@@ -73,7 +73,7 @@ export function requestWith(token: string, header: TokenHeader): IncomingRequest
 
 /** How a guard would answer as far as this can be told without the cluster; it never says that a token is accepted, since only a review does. */
 export type Foreseen =
-  | { readonly outcome: 'refused'; readonly status: number; readonly code: AuthCode; readonly reason: string }
+  | { readonly outcome: 'refused'; readonly status: number; readonly code: AuthCode; readonly reason: string; readonly detail?: string }
   | { readonly outcome: 'undecided' };
 
 /**
@@ -88,14 +88,14 @@ export async function foresee(
   const { header, verification } = readConnection(options);
   const route = readRoute({ audience, allow, requirePod }, undefined);
   const request = requestWith(token, header);
-  const refuse = (code: AuthCode, reason: string): Foreseen => {
+  const refuse = (code: AuthCode, reason: string, detail?: string): Foreseen => {
     const { status } = refusalError(code, request, header);
-    return { outcome: 'refused', status, code, reason };
+    return { outcome: 'refused', status, code, reason, ...(detail && { detail }) };
   };
   const credential = takeCredential(request, header, true);
   if ('code' in credential) return refuse(credential.code, credential.reason);
   const claims = screen(token, route.audiences);
-  if ('code' in claims) return refuse(claims.code, claims.reason);
+  if ('code' in claims) return refuse(claims.code, claims.reason, claims.detail);
   if (verification === 'signature') {
     const verdict = await createVerification(agreeing(claims), trustingKeys)(token, claims, route.audiences);
     if (verdict.outcome === 'refused') return refuse('invalid_token', verdict.reason);

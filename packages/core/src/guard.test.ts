@@ -139,6 +139,7 @@ describe('guard.check', () => {
     const missing = { code: 'missing_token', status: 401 };
     await assert.rejects(guardWith().check(carrying(`Bearer ${token}`, 'Authorization')), missing);
     assert.equal(last().reason, 'token_in_other_header');
+    assert.equal(last().detail, 'It stands in Authorization, and this guard reads X-Client-Id');
     await assert.rejects(guardWith({ header: 'authorization' }).check(carrying(token)), missing);
     assert.equal(last().reason, 'token_in_other_header');
     await assert.rejects(guardWith().check(carrying('Bearer somebody-elses', 'Authorization')), missing);
@@ -309,10 +310,12 @@ describe('guard.check', () => {
     const nobody = { reason: 'other_audience', claimant: undefined, detail: undefined, caller: undefined, source: 'screening' };
     assert.deepEqual(await tell(`${vault.slice(0, -8)}AAAAAAAA`), nobody);
     for (let more = 2; more < 10; more++) assert.deepEqual(await tell(vault), elsewhere);
-    assert.deepEqual(await tell(vault), nobody);
+    const unlooked = 'Whose it is was not looked at: there are more than ten of these in a second';
+    assert.deepEqual(await tell(vault), { ...nobody, detail: unlooked });
     mock.timers.tick(3_600_000);
     const { exp } = JSON.parse(Buffer.from(own.split('.')[1] ?? '', 'base64url').toString()) as { exp: number };
-    assert.deepEqual(await tell(own), { ...elsewhere, reason: 'expired', detail: `It expired at ${new Date(exp * 1000).toISOString()}` });
+    const expired = `It expired at ${new Date(exp * 1000).toISOString()}, and it is ${new Date().toISOString()} here`;
+    assert.deepEqual(await tell(own), { ...elsewhere, reason: 'expired', detail: expired });
   });
 
   it('refuses another spelling of a good token, which the API server would accept', async () => {
@@ -368,6 +371,49 @@ describe('guard.check', () => {
     mock.timers.enable({ apis: ['Date'], now: Date.now() + 60_000 });
     await assert.rejects(guard.check(carrying(token)), { code: 'invalid_token' });
     assert.match(last().detail ?? '', /invalidated/);
+  });
+
+  it('names to the operator whose token a review refuses, where its signature or an earlier review says so, and as long as it is remembered', async () => {
+    const guard = guardWith();
+    await guard.ready();
+    const [known, fresh] = await Promise.all(
+      ['known', 'fresh'].map((pod) => authority.token('api/api', { audience: 'secret-store', pod })),
+    );
+    await guard.check(carrying(known ?? ''));
+    await authority.delete('pod', 'api/known');
+    await authority.delete('pod', 'api/fresh');
+    mock.timers.enable({ apis: ['Date'], now: Date.now() + 60_001 });
+    for (const [token = '', source] of [
+      [known, 'review'],
+      [fresh, 'review'],
+      [known, 'cache'],
+      [fresh, 'cache'],
+    ] as const) {
+      await assert.rejects(guard.check(carrying(token)), { code: 'invalid_token' });
+      assert.partialDeepStrictEqual(last(), { reason: 'review_refused', claimant: 'api/api', source });
+      assert.equal(last().caller, undefined);
+    }
+    const stranger = guardWith();
+    await assert.rejects(stranger.check(carrying(fresh ?? '')), { code: 'invalid_token' });
+    assert.equal(last().claimant, undefined, 'no key is at hand yet, so nobody knows whose it is');
+  });
+
+  it('gives one caller’s tokens half of the places and of the queue when they must be reviewed anew, and tells whose they are', async () => {
+    const guard = guardWith({ allow: 'any' });
+    await guard.ready();
+    const token = await apiToken();
+    await guard.check(carrying(token));
+    const other = await authority.token('jobs/nightly', { audience: 'secret-store', pod: 'nightly-0' });
+    mock.timers.enable({ apis: ['Date'], now: Date.now() + 60_001 });
+    const held = Promise.withResolvers<void>();
+    authority.fail('slow', { delayMs: 1_000 });
+    const crowd = Promise.allSettled(Array.from({ length: 502 }, () => guard.check(carrying(token))));
+    void crowd.then(() => held.resolve());
+    assert.equal((await guard.check(carrying(other)))?.serviceAccount, 'jobs/nightly');
+    await held.promise;
+    const full = decisions.filter(({ reason }) => reason === 'queue_of_caller_full');
+    assert.deepEqual([full.length, full[0]?.claimant], [1, 'api/api']);
+    assert.equal((await crowd).filter(({ status }) => status === 'fulfilled').length, 501);
   });
 
   it('passes a predicate’s true and nothing else', async () => {
@@ -745,6 +791,7 @@ describe('what a guard tells', () => {
         enforced: true,
         code: 'invalid_token',
         reason: 'not_a_jwt',
+        detail: 'It has 1 part, not 3',
         audiences: ['secret-store'],
         request: { method: 'GET', route: undefined },
         source: 'screening',

@@ -3,11 +3,11 @@
 import { inspect } from 'node:util';
 
 import { ApiServerError, connectApiServer } from './api-server.ts';
-import { createBreaker } from './breaker.ts';
-import { type AskedFor, type Caller, formatUsername } from './caller.ts';
+import { createBreaker, type Trouble } from './breaker.ts';
+import { type AskedFor, type Caller, formatAccount, formatUsername } from './caller.ts';
 import {
+  explained,
   type IncomingRequest,
-  reasonOf,
   type Refusal,
   refusalError,
   responseHeadersFor,
@@ -147,12 +147,15 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
   const log = createLog(settings.logger);
   const reporter = createReporter(settings.logger && log);
   const apiServer = connectApiServer(settings.apiServer, log);
-  const isAnswering = (): Promise<boolean> =>
+  const askOurOwn = (): Promise<Trouble | undefined> =>
     mayCreate(apiServer, 'TokenReviews', trialMs).then(
-      () => true,
-      (error: unknown) => error instanceof ApiServerError && error.reason === 'too_many_requests',
+      () => undefined,
+      (error: unknown) => {
+        const reason = error instanceof ApiServerError ? error.reason : 'guard_failed';
+        return reason === 'too_many_requests' ? undefined : { reason, detail: describeError(error) };
+      },
     );
-  const breaker = createBreaker(isAnswering, log);
+  const breaker = createBreaker(askOurOwn, log);
   const signingKeys = createSigningKeys(apiServer, log);
   const isBySignature = verification === 'signature';
   const verify = createVerification(apiServer, signingKeys);
@@ -161,7 +164,7 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
   const places = createPlaces();
   // By signature no token is reviewed: these verdicts need no breaker, and have places of their own, so as not to wait behind access reviews.
   const verdicts = isBySignature
-    ? createVerdicts(settings, { isOpen: () => false, report: () => {} }, log)
+    ? createVerdicts(settings, { isOpen: () => false, cause: () => undefined, report: () => {} }, log)
     : createVerdicts(settings, breaker, log, places);
   const accesses = createVerdicts({ ...settings, verification: 'review' }, breaker, log, places, 'Access');
   const accessPrefix = accesses.prefix([]);
@@ -173,8 +176,7 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
   function decide(route: Route, prefix: string, incoming: Incoming): Ruling | Promise<Ruling> {
     const { request } = incoming;
     const credential = takeCredential(request, header, forwardToken || route.mode === 'observe');
-    if ('code' in credential)
-      return { outcome: 'refused', ...credential, reason: reasonOf(credential, request, header), source: 'screening' };
+    if ('code' in credential) return { outcome: 'refused', ...explained(credential, request, header), source: 'screening' };
     const { token } = credential;
     // Asked in this order, since a field that is not there is slow to look for on a request of Express.
     const connection = request.httpVersionMajor === 2 ? request.stream?.session : request.socket;
@@ -197,9 +199,16 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
       const screened = await screen(route, key, token, screening);
       if ('outcome' in screened) return screened;
       const { claims, spender } = screened;
-      const review = (leftMs: number): Promise<Verdict> =>
-        isBySignature ? verify(token, claims, route.audiences) : reviewToken(apiServer, token, claims, route.audiences, leftMs);
-      return await admit(route, await verdicts.ask(key, spender, review, deadlineMs), incoming);
+      const claimant = spender && formatAccount(claims.identity);
+      const review = async (leftMs: number): Promise<Verdict> => {
+        const verdict = await (isBySignature
+          ? verify(token, claims, route.audiences)
+          : reviewToken(apiServer, token, claims, route.audiences, leftMs));
+        return verdict.outcome === 'refused' && claimant !== undefined ? { ...verdict, claimant } : verdict;
+      };
+      const verdict = await verdicts.ask(key, spender, review, deadlineMs);
+      if (verdict.outcome === 'unavailable' && verdict.reason === 'queue_of_caller_full' && claimant) return { ...verdict, claimant };
+      return await admit(route, verdict, incoming);
     } finally {
       screening.askers -= 1;
       if (screening.askers === 0) screenings.delete(key);
@@ -251,32 +260,36 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
     return accesses.ask(key, caller.username, (leftMs) => reviewAccess(apiServer, caller, spec, leftMs)).then(conclude);
   }
 
-  // What can be told before a review: by shape, claims and signature. Only claims that one of the cluster's keys signed say whose budget the
-  // review spends, and that nobody so named is allowed here. A token that a review accepted lately needs none of that.
+  // What can be told before a review: by shape, claims and signature. Only claims that one of the cluster's keys signed, or that a review accepted
+  // lately, say whose budget the review spends; and only the former that nobody so named is allowed here.
   async function screen(route: Route, key: string, token: string, screening: Screening): Promise<Ruling | Screened> {
     const source = 'screening';
     const claims = screenClaims(token, route.audiences);
     if ('code' in claims) return { outcome: 'refused', ...nameOwner(token, claims), source };
-    const signature = verdicts.isKnown(key) ? 'unscreened' : await screenSignature(screening, token, claims);
+    const spender = formatUsername(claims.identity);
+    if (verdicts.isKnown(key)) return { claims, spender };
+    const signature = await screenSignature(screening, token, claims);
     if (signature === 'forged') return { outcome: 'refused', code: 'invalid_token', reason: 'forged', source };
     if (signature === 'limited') return { outcome: 'unavailable', reason: 'unknown_keys', source };
     if (signature === 'unscreened') return { claims, spender: undefined };
     if (!route.mayBeAllowed(claims.identity)) {
-      const { namespace, name } = claims.identity;
-      return { outcome: 'refused', code: 'caller_not_allowed', reason: 'not_in_allow', claimant: `${namespace}/${name}`, source };
+      const claimant = formatAccount(claims.identity);
+      return { outcome: 'refused', code: 'caller_not_allowed', reason: 'not_in_allow', claimant, source };
     }
-    return { claims, spender: formatUsername(claims.identity) };
+    return { claims, spender };
   }
 
   // Names the owner of a token that the cluster did sign, but for another audience, or that has expired: that is a mistake for somebody to mend.
   function nameOwner(token: string, { claims, ...refusal }: ScreeningRefusal): Refusal & Pick<Decision, 'claimant'> {
-    if (claims === undefined || !signingKeys.hasSigned(token, claims)) return refusal;
-    const { namespace, name } = claims.identity;
+    if (claims === undefined) return refusal;
+    const owned = signingKeys.hasSigned(token, claims);
+    if (owned === 'unlooked') return { ...refusal, detail: 'Whose it is was not looked at: there are more than ten of these in a second' };
+    if (!owned) return refusal;
     const what =
       refusal.reason === 'expired'
-        ? `It expired at ${new Date(claims.expiresAtMs).toISOString()}`
+        ? `It expired at ${new Date(claims.expiresAtMs).toISOString()}, and it is ${new Date().toISOString()} here`
         : `It is for ${claims.audiences.join(', ')}`;
-    return { ...refusal, claimant: `${namespace}/${name}`, detail: printable(what) };
+    return { ...refusal, claimant: formatAccount(claims.identity), detail: printable(what) };
   }
 
   // To verify is the dearest thing that a stranger can make us do. So it waits for its turn, remembered callers are spared it, and it is done once

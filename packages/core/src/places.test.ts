@@ -9,9 +9,9 @@ describe('createPlaces', () => {
 
   it('gives a place that becomes free to one that still waits, not to one that has waited in vain', async () => {
     const places = createPlaces();
-    for (let taken = 0; taken < 32; taken++) assert.equal(await places.take(undefined, Infinity), undefined);
+    for (let taken = 0; taken < 32; taken++) assert.equal(await places.take(undefined, false, Infinity), undefined);
     const nowMs = performance.now();
-    const [early, late] = [places.take('api', nowMs + 1_000), places.take('jobs', nowMs + 9_000)];
+    const [early, late] = [places.take('api', false, nowMs + 1_000), places.take('jobs', false, nowMs + 9_000)];
     assert.deepEqual(places.counts(), { inFlight: 32, waiting: 2 });
     mock.timers.tick(5_000);
     assert.equal(await early, 'queue_timeout');
@@ -24,12 +24,12 @@ describe('createPlaces', () => {
 
   it('takes nobody out of the queue for one that has its place already', async () => {
     const places = createPlaces();
-    for (let taken = 0; taken < 32; taken++) assert.equal(await places.take(undefined, Infinity), undefined);
+    for (let taken = 0; taken < 32; taken++) assert.equal(await places.take(undefined, false, Infinity), undefined);
     const nowMs = performance.now();
-    const early = places.take('api', nowMs + 1_000);
+    const early = places.take('api', false, nowMs + 1_000);
     places.free(undefined);
     assert.equal(await early, undefined);
-    const late = places.take('jobs', nowMs + 9_000);
+    const late = places.take('jobs', false, nowMs + 9_000);
     mock.timers.tick(5_000);
     places.free('api');
     assert.equal(await late, undefined);

@@ -85,6 +85,22 @@ describe('screen', () => {
     );
   });
 
+  it('tells how a token is misshaped, and repeats nothing of it', () => {
+    const token = mint(claims);
+    const detailFor = (text: string): unknown => {
+      const result = screen(text, ['secret-store']);
+      return 'code' in result ? [result.reason, result.detail] : undefined;
+    };
+    assert.deepEqual(detailFor(`Bearer ${token}`), ['not_a_jwt', 'It begins with "Bearer", which belongs into Authorization alone']);
+    assert.deepEqual(detailFor(`${token}, ${token}`), ['not_a_jwt', 'There is a comma in it: a proxy may have joined two headers']);
+    assert.deepEqual(detailFor(`"${token}"`), ['not_a_jwt', 'It stands in quotation marks']);
+    assert.deepEqual(detailFor(`${token} x`), ['not_a_jwt', 'There is white space in it']);
+    assert.deepEqual(detailFor('secret'), ['not_a_jwt', 'It has 1 part, not 3']);
+    assert.deepEqual(detailFor(`${token}.x`), ['not_a_jwt', 'It has 4 parts, not 3']);
+    assert.deepEqual(detailFor('a,'.repeat(5_000)), ['not_a_jwt', 'It is longer than 8192 characters']);
+    assert.deepEqual(detailFor(`${token}=`), ['not_a_jwt', undefined]);
+  });
+
   it('refuses algorithms that no cluster signs with', () => {
     assert.equal(reasonFor(mint(claims, { alg: 'none' })), 'algorithm');
     assert.equal(reasonFor(mint(claims, { alg: 'HS256' })), 'algorithm');

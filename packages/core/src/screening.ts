@@ -40,7 +40,10 @@ export type ScreeningRefusal = Refusal & { readonly claims?: ScreenedClaims };
  */
 export function screen(token: string, audiences: readonly string[]): ScreenedClaims | ScreeningRefusal {
   const jwt = parseJwt(token);
-  if (jwt === undefined) return { code: 'invalid_token', reason: 'not_a_jwt' };
+  if (jwt === undefined) {
+    const detail = describeShape(token);
+    return { code: 'invalid_token', reason: 'not_a_jwt', ...(detail && { detail }) };
+  }
   const { alg } = jwt.header;
   if (typeof alg !== 'string' || !algorithms.has(alg) || Object.hasOwn(jwt.header, 'crit')) {
     return { code: 'invalid_token', reason: 'algorithm' };
@@ -54,6 +57,17 @@ export function screen(token: string, audiences: readonly string[]): ScreenedCla
     return { code: 'invalid_token', reason: 'other_audience', claims };
   if (claims.expiresAtMs + leewayMs < Date.now()) return { code: 'invalid_token', reason: 'expired', claims };
   return claims;
+}
+
+// How a token's surroundings or a mistake have misshaped it, in words of our own: nothing of it is repeated.
+function describeShape(token: string): string | undefined {
+  if (token.length > maxTokenLength) return `It is longer than ${maxTokenLength} characters`;
+  if (/^bearer\s/i.test(token)) return 'It begins with "Bearer", which belongs into Authorization alone';
+  if (token.includes(',')) return 'There is a comma in it: a proxy may have joined two headers';
+  if (/^["']/.test(token)) return 'It stands in quotation marks';
+  if (/\s/.test(token)) return 'There is white space in it';
+  const parts = token.split('.').length;
+  return parts === 3 ? undefined : `It has ${parts} part${parts === 1 ? '' : 's'}, not 3`;
 }
 
 type JsonObject = Readonly<Record<string, unknown>>;

@@ -23,8 +23,11 @@ export interface SigningKeys {
   screen(token: string, claims: Claims): Promise<Signature>;
   /** As strict as accepting by signature alone must be: only keys that the last answer names, at most an hour old, and for their algorithm. */
   verify(token: string, claims: Claims): Promise<StrictSignature>;
-  /** Whether a key at hand signed this token, which is refused whatever the answer. Asks nobody, and looks ten times a second at most. */
-  hasSigned(token: string, claims: Claims): boolean;
+  /**
+   * Whether a key at hand signed this token, which is refused whatever the answer. Asks nobody. Looks at ten in a second; the others of that
+   * second are `unlooked`.
+   */
+  hasSigned(token: string, claims: Claims): boolean | 'unlooked';
   /** Loads the keys if there are none yet, and tells whether there are. Never rejects: without keys, the cluster is asked. */
   load(): Promise<boolean>;
   /** When they were last loaded; undefined where they never were. */
@@ -111,7 +114,7 @@ export function createSigningKeys(apiServer: ApiServerConnection, log: Log): Sig
       if (key === undefined) return loadedAtMs >= arrivedAtMs ? 'unknown' : 'limited';
       return key.algorithms.includes(algorithm) && verifies(key.key, algorithm, token) ? 'verified' : 'forged';
     },
-    hasSigned: (token, claims) => takeRefused() && look(token, claims) === 'verified',
+    hasSigned: (token, claims) => (takeRefused() ? look(token, claims) === 'verified' : 'unlooked'),
     async load() {
       if (keys.size === 0) await reload();
       return keys.size > 0;

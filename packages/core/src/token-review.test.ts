@@ -108,6 +108,7 @@ describe('readReview', () => {
   it('does not take trouble with etcd for a refusal', () => {
     assert.equal(readStatus({ user: {}, error: '[invalid bearer token, etcdserver: request timed out]' }).outcome, 'unavailable');
     assert.equal(readStatus({ user: {}, error: 'Timeout: context deadline exceeded' }).outcome, 'unavailable');
+    assert.equal(readStatus({ user: {}, error: '[invalid bearer token, [x, context deadline exceeded]]' }).outcome, 'unavailable');
     assert.equal(readStatus({ user: {}, error: '[context deadline exceeded, invalid bearer token]' }).outcome, 'refused');
   });
 

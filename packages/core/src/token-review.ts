@@ -7,10 +7,10 @@ import { printable } from './logger.ts';
 import { traceReview } from './review.ts';
 import { asObject, parseObject, type ScreenedClaims } from './screening.ts';
 
-/** What the cluster said of a token; `unavailable`: nobody knows. */
+/** What the cluster said of a token; `unavailable`: nobody knows. `claimant`: whose it was, where one of its keys, or an earlier review, says so. */
 export type Verdict =
   | { readonly outcome: 'accepted'; readonly caller: Caller }
-  | { readonly outcome: 'refused'; readonly reason: string; readonly detail?: string }
+  | { readonly outcome: 'refused'; readonly reason: string; readonly detail?: string; readonly claimant?: string }
   | { readonly outcome: 'unavailable'; readonly reason: string; readonly detail?: string };
 
 /** Asks the cluster about a token that was screened for these audiences. Rejects only where our own options are wrong. */
@@ -90,7 +90,7 @@ export function unusable({ status, body }: Answer): { readonly outcome: 'unavail
 
 // The API server answers 201 when it could not look the ServiceAccount up: its own time-outs are not the token's fault.
 export function isOutage(error: string): boolean {
-  const text = error.replaceAll(/^\[|\]$/g, '');
+  const text = error.replaceAll(/^\[+|\]+$/g, '');
   return text.endsWith('context deadline exceeded') || text.includes(', Get "https://') || text.includes('etcdserver:');
 }
 

@@ -83,7 +83,11 @@ describe('createVerdicts, whatever happens', () => {
         let isOpen = false;
         let asked = 0;
         const reported: string[] = [];
-        const verdicts = createVerdicts(ttl, { isOpen: () => isOpen, report: (outcome) => void reported.push(outcome) }, quiet);
+        const verdicts = createVerdicts(
+          ttl,
+          { isOpen: () => isOpen, cause: () => 'timeout: no answer', report: (outcome) => void reported.push(outcome) },
+          quiet,
+        );
         const model = new Model();
         const reviews = new Map<string, Review>();
         const otherwise = (key: string): string =>
@@ -157,7 +161,7 @@ describe('createVerdicts, whatever happens', () => {
     );
     await fc.assert(
       fc.asyncProperty(turns, async (plan) => {
-        const verdicts = createVerdicts(nothingKept, { isOpen: () => false, report: () => {} }, quiet);
+        const verdicts = createVerdicts(nothingKept, { isOpen: () => false, cause: () => undefined, report: () => {} }, quiet);
         const flying: { readonly spender: string | undefined; readonly finish: () => void }[] = [];
         const outstanding = new Map<string | undefined, number>();
         const all: Promise<Sourced>[] = [];
@@ -198,7 +202,7 @@ describe('createVerdicts, whatever happens', () => {
   });
 
   it('gives two tokens one key nowhere: not under other audiences, not under another way to write the same bytes', () => {
-    const verdicts = createVerdicts(nothingKept, { isOpen: () => false, report: () => {} }, quiet);
+    const verdicts = createVerdicts(nothingKept, { isOpen: () => false, cause: () => undefined, report: () => {} }, quiet);
     const audience = fc.oneof(
       fc.constantFrom('a', 'b', 'ab', '1:a', 'a1:b', '2:ab'),
       fc.string({ minLength: 1 }).filter((text) => /^[^\s,]+$/.test(text)),
@@ -233,7 +237,7 @@ describe('createVerdicts, whatever happens', () => {
       fc.asyncProperty(fc.array(requests, { maxLength: 30 }), async (all) => {
         let nowMs = start;
         mock.timers.setTime(nowMs);
-        const verdicts = createVerdicts(ttl, { isOpen: () => false, report: () => {} }, quiet);
+        const verdicts = createVerdicts(ttl, { isOpen: () => false, cause: () => undefined, report: () => {} }, quiet);
         const connections = [{}, {}, undefined];
         for (const { connection: at, audience, token, waitMs, ending } of all) {
           mock.timers.setTime((nowMs += waitMs));

@@ -8,7 +8,7 @@ import { createVerdicts, type MemoryOptions } from './verdicts.ts';
 
 const start = 1_800_000_000_000;
 const options: MemoryOptions = { verification: 'review', cacheTtlMs: 60_000, refusalTtlMs: 5_000, staleIfErrorMs: 300_000 };
-const shut = { isOpen: () => false, report: () => {} };
+const shut = { isOpen: () => false, cause: () => undefined, report: () => {} };
 const quiet: Log = { info: () => {}, warn: () => {} };
 
 function callerUntil(expiresAtMs: number): Caller {
@@ -343,7 +343,11 @@ describe('createVerdicts', () => {
 
   it('takes its own hurry for no failure of a server that answers others', async () => {
     const reports: string[] = [];
-    const verdicts = createVerdicts(options, { isOpen: () => false, report: (outcome) => void reports.push(outcome) }, quiet);
+    const verdicts = createVerdicts(
+      options,
+      { isOpen: () => false, cause: () => undefined, report: (outcome) => void reports.push(outcome) },
+      quiet,
+    );
     const soon = (): number => performance.now() + 2_000;
     await verdicts.ask('k', undefined, answering(accepted()));
     mock.timers.tick(60_000);
@@ -386,7 +390,7 @@ describe('createVerdicts', () => {
 
   it('asks nobody while the breaker is open: known callers go on without waiting', async () => {
     let isOpen = false;
-    const verdicts = createVerdicts(options, { isOpen: () => isOpen, report: () => {} }, quiet);
+    const verdicts = createVerdicts(options, { isOpen: () => isOpen, cause: () => 'timeout: no answer', report: () => {} }, quiet);
     await verdicts.ask('known', undefined, answering(accepted()));
     isOpen = true;
     mock.timers.setTime(start + 120_000);
@@ -395,13 +399,18 @@ describe('createVerdicts', () => {
     assert.deepEqual(await verdicts.ask('unknown', undefined, nobody), {
       outcome: 'unavailable',
       reason: 'breaker_open',
+      detail: 'timeout: no answer',
       source: 'review',
     });
   });
 
   it('tells the breaker which reviews failed, and which were answered', async () => {
     const reports: string[] = [];
-    const verdicts = createVerdicts(options, { isOpen: () => false, report: (outcome) => void reports.push(outcome) }, quiet);
+    const verdicts = createVerdicts(
+      options,
+      { isOpen: () => false, cause: () => undefined, report: (outcome) => void reports.push(outcome) },
+      quiet,
+    );
     await verdicts.ask('a', undefined, answering(unavailable));
     await verdicts.ask('b', undefined, answering(accepted()));
     await verdicts.ask('c', undefined, answering(refused));
@@ -428,9 +437,32 @@ describe('createVerdicts', () => {
     assert.ok((await Promise.all(greedy.slice(0, -3))).every(({ outcome }) => outcome === 'accepted'));
   });
 
+  it('gives it half of all where it asks again about what was accepted lately', async () => {
+    const verdicts = createVerdicts(options, shut, quiet);
+    const keys = Array.from({ length: 16 + 500 + 3 }, (_item, index) => `g${index}`);
+    for (const key of keys) await verdicts.ask(key, 'greedy', answering(accepted()));
+    mock.timers.setTime(start + 60_000);
+    const finish: (() => void)[] = [];
+    const slow = (): Promise<Verdict> => new Promise((resolve) => finish.push(() => resolve(accepted())));
+    const greedy = keys.map((key) => verdicts.ask(key, 'greedy', slow));
+    await Promise.resolve();
+    assert.equal(finish.length, 16);
+    const turnedAway = await Promise.all(greedy.slice(-3));
+    assert.ok(turnedAway.every((verdict) => verdict.outcome === 'unavailable' && verdict.reason === 'queue_of_caller_full'));
+    assert.equal((await verdicts.ask('o', 'other', answering(accepted()))).outcome, 'accepted');
+    // What nobody knows yet has the smaller share, of the same ServiceAccount.
+    const fresh = await verdicts.ask('fresh', 'greedy', answering(accepted()));
+    assert.ok(fresh.outcome === 'unavailable' && fresh.reason === 'queue_of_caller_full');
+    while (finish.length > 0) {
+      finish.shift()?.();
+      await new Promise(setImmediate);
+    }
+    assert.ok((await Promise.all(greedy.slice(0, -3))).every(({ outcome }) => outcome === 'accepted'));
+  });
+
   it('answers at once while the breaker is open, though all places are taken and the same token is under review', async () => {
     let isOpen = false;
-    const verdicts = createVerdicts(options, { isOpen: () => isOpen, report: () => {} }, quiet);
+    const verdicts = createVerdicts(options, { isOpen: () => isOpen, cause: () => 'timeout: no answer', report: () => {} }, quiet);
     const unasked = (): Promise<Verdict> => assert.fail('It was asked');
     // What is not answered within a few turns waits.
     const soon = async (answer: Promise<object>): Promise<object> => {
@@ -453,7 +485,7 @@ describe('createVerdicts', () => {
     assert.partialDeepStrictEqual(await soon(verdicts.ask('known', undefined, unasked)), { source: 'stale' });
     assert.partialDeepStrictEqual(await soon(verdicts.ask('busy0', undefined, unasked)), { reason: 'breaker_open' });
     finish();
-    assert.deepEqual(await queued, { outcome: 'unavailable', reason: 'breaker_open', source: 'review' });
+    assert.deepEqual(await queued, { outcome: 'unavailable', reason: 'breaker_open', detail: 'timeout: no answer', source: 'review' });
   });
 
   it('gives one ServiceAccount a tenth of the memory', async () => {

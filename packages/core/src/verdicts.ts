@@ -72,7 +72,7 @@ const shareOfOne = 1 / 10;
 /** `places` are shared where two memories ask the same server; `subject` is what they review, for the log. */
 export function createVerdicts(
   options: MemoryOptions,
-  breaker: Pick<Breaker, 'isOpen' | 'report'>,
+  breaker: Pick<Breaker, 'isOpen' | 'cause' | 'report'>,
   log: Log,
   places: Places = createPlaces(),
   subject: 'Tokens' | 'Access' = 'Tokens',
@@ -101,7 +101,7 @@ export function createVerdicts(
       flights.set(key, mine);
       return mine;
     }
-    const limit = places.wait(spender);
+    const limit = places.wait(spender, isKnown(key));
     if (limit !== undefined) return { outcome: 'unavailable', reason: limit, source };
     let timer: NodeJS.Timeout | undefined;
     const late = new Promise<Sourced>((resolve) => {
@@ -117,7 +117,7 @@ export function createVerdicts(
   };
 
   async function fly(key: string, spender: string | undefined, review: AskCluster, deadlineMs: number): Promise<Sourced> {
-    const limit = await places.take(spender, deadlineMs);
+    const limit = await places.take(spender, isKnown(key), deadlineMs);
     if (limit !== undefined) return { outcome: 'unavailable', reason: limit, source };
     try {
       if (breaker.isOpen()) return withoutAsking(key);
@@ -172,12 +172,17 @@ export function createVerdicts(
     return accepted;
   }
 
+  const isKnown = (key: string): boolean => acceptances.recall(key, staleIfErrorMs) !== undefined;
+
   function acceptedStill(key: string): Sourced | undefined {
     const stale = acceptedWithin(key, staleIfErrorMs);
     return stale && { ...stale, source: 'stale' };
   }
 
-  const withoutAsking = (key: string): Sourced => acceptedStill(key) ?? { outcome: 'unavailable', reason: 'breaker_open', source };
+  function withoutAsking(key: string): Sourced {
+    const detail = breaker.cause();
+    return acceptedStill(key) ?? { outcome: 'unavailable', reason: 'breaker_open', ...(detail && { detail }), source };
+  }
 
   function tell(trouble: { readonly reason: string; readonly detail?: string } | undefined): void {
     if ((trouble !== undefined) === isDown) return;
@@ -208,7 +213,7 @@ export function createVerdicts(
       return acceptances.recall(last.key, cacheTtlMs) === last.packed ? last.accepted : undefined;
     },
     recall: (key) => acceptedWithin(key, cacheTtlMs) ?? refusals.recall(key, refusalTtlMs),
-    isKnown: (key) => acceptances.recall(key, staleIfErrorMs) !== undefined,
+    isKnown,
     ask,
   };
 }
