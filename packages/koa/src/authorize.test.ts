@@ -85,6 +85,41 @@ describe('authorize', () => {
     assert.deepEqual(steps, ['use', 'param 7']);
   });
 
+  it('asks again about what router.param, or a router.use before the route, has made of them', async () => {
+    const router = new Router<CallerState>();
+    router.param('order', (order, ctx, next) => {
+      if (order === '7') ctx.params['order'] = ctx.get('x-alias') || order;
+      return next();
+    });
+    router.use('/changed/:order', (ctx, next) => {
+      ctx.params['other'] = 'changed';
+      return next();
+    });
+    const byOther: Authorize = { ...readsOrder, name: ({ params }) => (params['other'] === undefined ? '7' : '8') };
+    router.get('/own/:order', orders(), answer);
+    router.get('/around/:order', answer);
+    router.get('/changed/:order', guard.with({ allow: 'any', authorize: byOther }), answer);
+    router.get('/several/:order', orders(), (_ctx, next) => next());
+    router.get('/several/:order', orders(), answer);
+    app.use(orders().wrap(router));
+    const origin = await listen();
+    for (const path of ['/own/7', '/around/7', '/several/7']) {
+      assert.equal(await status(origin, path), 200, path);
+      assert.equal((await ask(origin, path, { headers: { ...as(api).headers, 'x-alias': '8' } })).status, 403, path);
+    }
+    assert.equal(await status(origin, '/changed/7'), 403);
+  });
+
+  it('knows them as what the router runs before a route has read them too', async () => {
+    const router = new Router<CallerState>();
+    const pass: RouterMiddleware = (_ctx, next) => next();
+    router.use('/:order', pass).use('/orders/:order', pass).get('/orders/{*rest}', answer);
+    app.use(orders().wrap(router));
+    const origin = await listen();
+    assert.equal((await ask(origin, '/orders/7/x', as(api))).text, 'order 7');
+    assert.equal(await status(origin, '/orders/8/7'), 403);
+  });
+
   it('knows those of the prefix, and of the routers around', async () => {
     const inner = new Router();
     inner.get('/orders/:order', answer);

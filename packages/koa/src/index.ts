@@ -1,5 +1,7 @@
 // The guard and the client as Koa middleware, and how a guard is laid around a router.
 
+import { isDeepStrictEqual } from 'node:util';
+
 import {
   AuthError,
   type AuthorizedRequest,
@@ -192,9 +194,11 @@ function wrapRouter(step: Step, router: RouterLike): Middleware {
   return (ctx, next) => dispatch(ctx, next);
 }
 
+const isParam = (step: unknown): boolean => typeof step === 'function' && 'param' in step;
+
 // A layer's own guard stands first, but for what `router.param` puts before all else.
 function ownGuard({ stack }: Layer): object | undefined {
-  const first = stack.find((step) => typeof step === 'function' && !('param' in step));
+  const first = stack[stack.findLastIndex(isParam) + 1];
   return typeof first === 'function' && steps.has(first) ? first : undefined;
 }
 
@@ -208,6 +212,12 @@ function withGuard(match: Match, path: string, standard: Step, isExclusive: bool
   // Which of several routes will answer is not known at the first layer; a guard of its own speaks for its own route.
   const known = own !== undefined || routes.length === 1 ? routes[0] : undefined;
   let isAdmitted = false;
+  let asked: Params | undefined;
+  // As the route will have them: what runs first may be a layer of another pattern, and each adds to those before it.
+  const paramsAt = (ctx: object, layer: Layer): Params => {
+    const run = isExclusive ? [layer] : match.pathAndMethod.slice(0, match.pathAndMethod.indexOf(layer) + 1);
+    return run.reduce<Params>((before, one) => one.params(path, one.captures(path), { ...before }), paramsOf(ctx));
+  };
   const once =
     (layer: Layer | undefined): Middleware<CallerState> =>
     async (ctx, next) => {
@@ -216,16 +226,26 @@ function withGuard(match: Match, path: string, standard: Step, isExclusive: bool
         isAdmitted = true;
         return next();
       };
-      // As the route will have them; what runs first may be a layer of another pattern.
-      const params = (): Params => layer?.params(path, layer.captures(path), { ...paramsOf(ctx) }) ?? noParams;
+      const params = (): Params => (layer === undefined ? noParams : (asked = paramsAt(ctx, layer)));
       return decide(ctx, go, patternOf(layer), params);
     };
+  // Asked again where `router.param`, or what `router.use` put before the route, has made something else of what was asked about.
+  const again =
+    (layer: Layer): Middleware<CallerState> =>
+    async (ctx, next) => {
+      const params = paramsOf(ctx);
+      return asked === undefined || isDeepStrictEqual({ ...asked }, { ...params }) ? next() : decide(ctx, next, patternOf(layer), params);
+    };
   const guardStack = (layer: Layer): readonly unknown[] => {
-    const first = isRoute(layer) ? ownGuard(layer) : undefined;
+    if (!isRoute(layer)) return [once(known), ...layer.stack];
+    const first = ownGuard(layer);
+    const handlers = layer.stack.findLastIndex(isParam) + 1;
     if (first === undefined || (own === undefined && !isExclusive)) {
-      return [once(isExclusive && isRoute(layer) ? layer : known), ...layer.stack];
+      return [once(isExclusive ? layer : known), ...layer.stack.toSpliced(handlers, 0, again(layer))];
     }
-    return [layer === known ? once(layer) : first, ...layer.stack.filter((step) => step !== first)];
+    // A guard of its own comes where it stands once more, if something before it may have changed the parameters.
+    if (layer !== known) return handlers === 0 ? layer.stack : [first, ...layer.stack];
+    return [once(layer), ...layer.stack.toSpliced(handlers, 1, again(layer))];
   };
   const guardLayer = (layer: Layer): Layer => Object.create(layer, { stack: { value: guardStack(layer) } }) as Layer;
   return { ...match, pathAndMethod: match.pathAndMethod.map(guardLayer) };
