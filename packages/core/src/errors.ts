@@ -99,8 +99,8 @@ export class TokenFileError extends Error {
   readonly code: TokenFileCode;
   readonly path: string;
 
-  constructor(code: TokenFileCode, path: string, message: string) {
-    super(message);
+  constructor(code: TokenFileCode, path: string, message: string, options?: ErrorOptions) {
+    super(message, options);
     hide(this, 'name', 'TokenFileError');
     this.code = code;
     this.path = path;

@@ -1,9 +1,9 @@
 // The services that this process calls: their origins, their token files, and what can be asked of them.
 
 import { unlessAborted } from './abort.ts';
-import { formatCredential, type TokenHeader } from './credential.ts';
-import { refuseUnknown } from './errors.ts';
-import { createLog, type Logger } from './logger.ts';
+import { formatCredential, refusesToken, type TokenHeader } from './credential.ts';
+import { refuseUnknown, TokenFileError } from './errors.ts';
+import { createLog, type Log, type Logger } from './logger.ts';
 import { createServiceFetch } from './service-fetch.ts';
 import { answerRollCall } from './status.ts';
 import { createTokenFile, type TokenFile } from './token-file.ts';
@@ -45,6 +45,8 @@ export interface TargetStatus {
   readonly reloadedAt?: Date;
   /** Why the last reload failed; the last good token is sent while it lives. */
   readonly error?: string;
+  /** Since when the service refuses the token itself, by its answers to `serviceFetch` and the interceptor; absent while it does not. */
+  readonly refusedSince?: Date;
 }
 
 /** What calls services, each with the token that is meant for it. */
@@ -60,8 +62,9 @@ export interface ServiceClient extends AsyncDisposable {
   /** The state of each target's token at this moment. Asks nobody, and reads no file. */
   status(): readonly TargetStatus[];
   /**
-   * Resolves when every target has a live token, after at most 10 s for a file that is late; rejects with the first TokenFileError, or when
-   * `signal` aborts.
+   * Resolves when every target has a live token, after at most 10 s for a file that is late; rejects with the first TokenFileError. When
+   * `signal` aborts it rejects with what is wrong with a file that could not be read so far, a TokenFileError whose `cause` is the signal's
+   * reason, and with that reason itself where nothing is known to be wrong.
    */
   ready(signal?: AbortSignal): Promise<void>;
   /** Ends watchers and timers; later calls reject. */
@@ -72,7 +75,17 @@ export interface ServiceClient extends AsyncDisposable {
 export interface NamedTarget extends Target {
   readonly header: TokenHeader;
   readonly file: TokenFile;
+  readonly answers: Answers;
 }
+
+/** What a target's answers say of the token that it was sent. */
+interface Answers {
+  /** Takes note of an answer that somebody is handed: `origin` gave it to `token`. */
+  note(origin: string, token: string, status: number, challenge: Challenge): void;
+  refusedSinceMs(): number | undefined;
+}
+
+type Challenge = Parameters<typeof refusesToken>[1];
 
 // By its fetch, which the frameworks' clients share with the one they are made from.
 const targetsOf = new WeakMap<typeof fetch, ReadonlyMap<string, NamedTarget>>();
@@ -112,7 +125,8 @@ export function createServiceClient(options: ClientOptions): ServiceClient {
   }
   const targets: readonly NamedTarget[] = read.map(({ origins, header, tokenFile }) => {
     const file = createTokenFile(tokenFile, log);
-    return { origins, header, file, headers: async () => ({ [header]: formatCredential(await file.token(), header) }) };
+    const answers = createAnswers(file, header, log);
+    return { origins, header, file, answers, headers: async () => ({ [header]: formatCredential(await file.token(), header) }) };
   });
   const byOrigin = new Map(targets.flatMap((named) => named.origins.map((origin) => [origin, named] as const)));
 
@@ -134,13 +148,78 @@ export function createServiceClient(options: ClientOptions): ServiceClient {
     target,
     status: () => targets.map(statusOf),
     async ready(signal) {
-      await unlessAborted(Promise.all(targets.map(({ file }) => file.token())), signal);
+      try {
+        await unlessAborted(Promise.all(targets.map(({ file }) => file.token())), signal);
+      } catch (cause) {
+        const failed = targets.find(({ file }) => file.peek() === undefined && file.status().error !== undefined);
+        const known = failed?.file.status().error;
+        if (cause instanceof TokenFileError || known === undefined) throw cause;
+        throw new TokenFileError(known.code, known.path, known.message, { cause });
+      }
     },
     close,
     [Symbol.asyncDispose]: close,
   };
   targetsOf.set(client.serviceFetch, byOrigin);
   return client;
+}
+
+const tellEveryMs = 10_000;
+
+// Only what this side knows is told: what another service writes into an answer may be anything.
+function createAnswers(file: TokenFile, header: TokenHeader, log: Log): Answers {
+  let sinceMs: number | undefined;
+  let isTold = false;
+  let toldAtMs = -Infinity;
+
+  async function refuse(origin: string, token: string, status: number, challenge: Challenge): Promise<void> {
+    await file.tokenAfter(token);
+    const { loaded } = file.status();
+    // Another one by now, or none that lives: that is not what was refused.
+    if (file.peek() !== token || loaded === undefined) return;
+    const nowMs = Date.now();
+    sinceMs ??= nowMs;
+    // Of several replicas one may refuse what the others take: told of every time, that would be a flood.
+    if (isTold || (nowMs >= toldAtMs && nowMs - toldAtMs < tellEveryMs)) return;
+    isTold = true;
+    toldAtMs = nowMs;
+    const { audience, issuedAtMs, expiresAtMs } = loaded;
+    // Of 403s only this one refuses the token, so this asks for the word, whatever the status.
+    const isInvalid = refusesToken(403, challenge);
+    const details = {
+      origin,
+      tokenFile: file.path,
+      status,
+      ...(isInvalid && { code: 'invalid_token' }),
+      header,
+      audience,
+      ...(issuedAtMs !== undefined && { issuedAt: new Date(issuedAtMs) }),
+      expiresAt: new Date(expiresAtMs),
+    };
+    const issued = issuedAtMs === undefined ? '' : `, issued ${Math.round((nowMs - issuedAtMs) / 1_000)} s ago`;
+    const sent = `the token in ${file.path} (audience ${JSON.stringify(audience)}${issued})`;
+    // RFC 6750 §3.1: no error code where a request came without a token.
+    const message = isInvalid
+      ? `${origin} answers ${status} invalid_token to ${sent}. Its log has the reason: most often its guard has another audience, or its cluster does not know this pod`
+      : `${origin} answers ${status} to ${sent}, without saying invalid_token: does it read another header than ${header}, or does something on the way take that off?`;
+    log.warn('token_refused', details, message);
+  }
+
+  return {
+    note(origin, token, status, challenge) {
+      if (refusesToken(status, challenge)) {
+        void refuse(origin, token, status, challenge);
+        return;
+      }
+      // An outage says nothing of the token, nor does an answer that another one follows.
+      if (sinceMs === undefined || status >= 500 || (status < 200 && status !== 101)) return;
+      sinceMs = undefined;
+      if (isTold)
+        log.info({ kind: 'token_refused', origin, tokenFile: file.path }, `${origin} no longer refuses the token in ${file.path}`);
+      isTold = false;
+    },
+    refusedSinceMs: () => sinceMs,
+  };
 }
 
 function readTarget(options: TargetOptions): { origins: readonly string[]; tokenFile: string; header: TokenHeader } {
@@ -167,8 +246,9 @@ function readOrigin(text: unknown): string {
   return url.origin;
 }
 
-function statusOf({ origins, file }: NamedTarget): TargetStatus {
+function statusOf({ origins, file, answers }: NamedTarget): TargetStatus {
   const { loaded, reloadedAtMs, error } = file.status();
+  const refusedSinceMs = answers.refusedSinceMs();
   return {
     origins,
     tokenFile: file.path,
@@ -176,5 +256,6 @@ function statusOf({ origins, file }: NamedTarget): TargetStatus {
     ...(loaded?.issuedAtMs !== undefined && { issuedAt: new Date(loaded.issuedAtMs) }),
     ...(reloadedAtMs !== undefined && { reloadedAt: new Date(reloadedAtMs) }),
     ...(error && { error: error.message }),
+    ...(refusedSinceMs !== undefined && { refusedSince: new Date(refusedSinceMs) }),
   };
 }

@@ -20,7 +20,7 @@ export function createServiceFetch(findTarget: (url: URL) => NamedTarget, chosen
     if (init.body) init.body = copyOf(init.body);
     const own = <K extends keyof Request>(name: K): Request[K] | undefined => whole && Reflect.get(Request.prototype, name, whole);
     let url = new URL(request === undefined ? input : (own('url') ?? request.url));
-    const { header, file } = findTarget(url);
+    const { header, file, answers } = findTarget(url);
     const { origin } = url;
     // As text, which is what fetch makes of whatever else it is.
     const redirect: unknown = init.redirect ?? own('redirect') ?? 'follow';
@@ -37,21 +37,24 @@ export function createServiceFetch(findTarget: (url: URL) => NamedTarget, chosen
         headers.set(header, formatCredential(token, header));
         return (chosen ?? fetch)(first ?? url.href, { ...options, headers });
       };
-      const token = file.peek() ?? (await unlessAborted(file.token(), signal));
+      let token = file.peek() ?? (await unlessAborted(file.token(), signal));
       let answer = await send(token);
 
       if (follow && answer.redirected) {
         throw new TypeError('The "fetch" option follows redirects by itself, with the token: it must obey redirect: "manual"');
       }
-      const challenge = answer.headers.get('www-authenticate');
+      let challenge = answer.headers.get('www-authenticate');
       if (!sentAgain && refusesToken(answer.status, challenge) && canSendAgain(options.body ?? first?.body)) {
         const newer = await file.tokenAfter(token);
         if (newer !== undefined) {
           sentAgain = true;
           await discard(answer);
-          answer = await send(newer);
+          token = newer;
+          answer = await send(token);
+          challenge = answer.headers.get('www-authenticate');
         }
       }
+      answers.note(origin, token, answer.status, challenge);
 
       const location = follow && isRedirect(answer.status) ? answer.headers.get('location') : null;
       // As fetch would say, which has followed none itself.

@@ -209,9 +209,47 @@ describe('createTokenFile', () => {
     assert.equal(file.peek(), undefined);
     assert.equal(file.status().error?.code, code);
     assert.match(file.status().error?.message ?? '', message);
-    // Whoever asks for the token is told.
+    // Whoever asks for the token is told, and the log a moment later.
     assert.deepEqual(told, []);
   };
+
+  it('says once that a file is not there, though nobody asks for it, and when it can be read after all', async () => {
+    mock.timers.enable({ apis: ['setTimeout'] });
+    const path = join(directory, 'token');
+    const file = follow(path);
+    await reloaded(file, () => file.status().error !== undefined);
+    mock.timers.tick(1_499);
+    assert.deepEqual(told, []);
+    mock.timers.tick(1);
+    const missing = `warn token_file ${path} does not exist. Mount a projected volume there, with a serviceAccountToken source`;
+    assert.deepEqual(told, [missing]);
+    writeFileSync(path, 'garbage');
+    await reloaded(file, () => file.status().error?.code === 'token_not_sendable');
+    mock.timers.tick(1_500);
+    writeFileSync(path, await mint());
+    await reloaded(file, () => file.status().error === undefined);
+    assert.deepEqual(told, [missing, `info The token in ${path} can be sent again`]);
+  });
+
+  it('says nothing of a file that is late by a moment', async () => {
+    mock.timers.enable({ apis: ['setTimeout'] });
+    const path = join(directory, 'token');
+    const file = follow(path);
+    await reloaded(file, () => file.status().error !== undefined);
+    writeFileSync(path, await mint());
+    await reloaded(file, () => file.status().error === undefined);
+    mock.timers.tick(1_500);
+    assert.deepEqual(told, []);
+  });
+
+  it('says nothing of a file that is not there once it is closed', async () => {
+    mock.timers.enable({ apis: ['setTimeout'] });
+    const file = follow(join(directory, 'token'));
+    await reloaded(file, () => file.status().error !== undefined);
+    file.close();
+    mock.timers.tick(1_500);
+    assert.deepEqual(told, []);
+  });
 
   it('never sends a token for several audiences', async () => {
     writeFileSync(join(directory, 'token'), await mint(['secret-store', 'vault']));
@@ -600,6 +638,13 @@ describe('createTokenFile', () => {
   it('does not keep a process alive', async () => {
     const program = `const client = createServiceClient({ targets }); await client.target('http://x').headers(); console.log('ready');`;
     assert.equal(await inChild(program), 'ready\n');
+  });
+
+  it('keeps none alive to say that a file is not there', async () => {
+    const program = `const client = createServiceClient({ targets });
+      while (client.status()[1].error === undefined) await new Promise(setImmediate);
+      console.log(process.getActiveResourcesInfo().includes('Timeout'));`;
+    assert.equal(await inChild(program), 'false\n');
   });
 
   it('leaves no timer and no watcher behind', async () => {

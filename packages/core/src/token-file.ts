@@ -130,6 +130,7 @@ export interface TokenFile {
 const reloadEveryMs = 300_000;
 const retryMs = 10_000;
 const firstWaitMs = 10_000;
+const graceMs = 1_500;
 const pollMs = 100;
 const lookAgainMs = 1_000;
 
@@ -149,6 +150,7 @@ export function createTokenFile(file: string, log: Log): TokenFile {
   let triedAt = -Infinity;
   let watcher: FSWatcher | undefined;
   let timer: NodeJS.Timeout | undefined;
+  let grace: NodeJS.Timeout | undefined;
   let closed = false;
 
   const live = (now = Date.now()): LoadedToken | undefined => (loaded !== undefined && now < loaded.expiresAtMs ? loaded : undefined);
@@ -195,11 +197,19 @@ export function createTokenFile(file: string, log: Log): TokenFile {
     if (error === undefined) {
       if (warned) log.info({ kind: 'token_file', tokenFile: path }, `The token in ${path} can be sent again`);
       warned = false;
-    } else if (!warned && loaded !== undefined) {
-      warned = true;
-      const kept = live() === undefined ? '' : '. The last good token is sent while it lives';
-      log.warn('token_file', { tokenFile: path, code: error.code }, error.message + kept);
+    } else if (loaded !== undefined) {
+      warn();
+    } else {
+      // A volume that is mounted with the pod may be a moment late, and that is no trouble.
+      grace ??= setTimeout(warn, graceMs).unref();
     }
+  }
+
+  function warn(): void {
+    if (warned || error === undefined) return;
+    warned = true;
+    const kept = live() === undefined ? '' : '. The last good token is sent while it lives';
+    log.warn('token_file', { tokenFile: path, code: error.code }, error.message + kept);
   }
 
   // Before expiry, from when 20 % of its life is left (the kubelet rotates at 80 %), and every 5 minutes: a subPath mount never tells.
@@ -292,6 +302,7 @@ export function createTokenFile(file: string, log: Log): TokenFile {
     close() {
       closed = true;
       clearTimeout(timer);
+      clearTimeout(grace);
       stopWaiting();
       unfollow();
     },

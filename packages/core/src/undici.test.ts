@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { subscribe, unsubscribe } from 'node:diagnostics_channel';
 import { EventEmitter } from 'node:events';
 import { readFileSync } from 'node:fs';
-import { Readable, Writable } from 'node:stream';
+import { Duplex, Readable, Writable } from 'node:stream';
 import { after, afterEach, before, beforeEach, describe, it, mock as nodeMock } from 'node:test';
 
 import { type Authority, createAuthority, type Pod } from '@k8s-sa-auth/testing';
@@ -589,6 +589,42 @@ describe('createInterceptor, told step by step', () => {
     assert.deepEqual(told, ['pause', 'resume']);
   });
 
+  it('tells the log of a token that is refused, until an answer that is one and refuses it not', async () => {
+    const lines: string[] = [];
+    const add =
+      (level: string) =>
+      (details: object, message: string): void =>
+        void lines.push(`${level} ${(details as { kind: string }).kind} ${message}`);
+    const logger = { info: add('info'), warn: add('warn'), error: add('error') };
+    const own = createServiceClient({ targets: [{ origin: shop.named, tokenFile: mounted.path }], logger });
+    nodeMock.timers.enable({ apis: ['Date'], now: Date.now() });
+    try {
+      await own.ready();
+      dispatch = over(own);
+      ask();
+      refuseTo(0);
+      await until(() => lines.length === 1);
+      assert.match(lines[0] ?? '', /^warn token_refused http:\/\/localhost:\d+ answers 401 to the token in /);
+      ask();
+      const { handler: early, controller } = sent[1] ?? assert.fail('it was not sent');
+      early.onResponseStart(controller, 103, {}, '');
+      assert.equal(lines.length, 1);
+      early.onResponseStart(controller, 200, {}, '');
+      assert.match(lines[1] ?? '', /^info token_refused .* no longer refuses the token in /);
+      nodeMock.timers.tick(10_000);
+      ask({ method: 'POST', body: Readable.from(['one']) });
+      refuseTo(2);
+      await until(() => lines.length === 3);
+      ask();
+      const { handler: upgraded } = sent[3] ?? assert.fail('it was not sent');
+      upgraded.onRequestUpgrade(controller, 101, {}, new Duplex());
+      assert.match(lines[3] ?? '', /^info token_refused /);
+      assert.ok(!lines.join().includes(newer));
+    } finally {
+      await own.close();
+    }
+  });
+
   it('never sends a stream again, nor where it had to wait for the token', async () => {
     const fresh = createServiceClient({ targets: [{ origin: shop.named, tokenFile: mounted.path }] });
     dispatch = over(fresh);
@@ -673,6 +709,17 @@ describe('createInterceptor, refused, on undici 7', () => {
     const { statusCode, body } = await undici7.request(shop.named, { dispatcher: composed() });
     assert.equal(`${statusCode} ${await body.text()}`, '403 refused');
     assert.deepEqual(shop.tokens(), [token]);
+  });
+
+  it('notes that the newer token is refused too, and when it no longer is', async () => {
+    const refusedSince = (): Date | undefined => client.status()[0]?.refusedSince;
+    shop.answer = refuse('clientId');
+    await (await undici7.request(shop.named, { dispatcher: composed() })).body.dump();
+    while (refusedSince() === undefined) await new Promise(setImmediate);
+    assert.deepEqual(shop.tokens(), [token, newer]);
+    shop.answer = refuse('scope');
+    await (await undici7.request(shop.named, { dispatcher: composed() })).body.dump();
+    assert.equal(refusedSince(), undefined);
   });
 
   it('never sends a stream again', async () => {

@@ -40,7 +40,7 @@ export function createInterceptor(client: ServiceClient): Dispatcher.DispatcherC
       const isRedirect = chain.redirecting !== undefined && chain.redirecting.by !== found?.[0];
       // Without a slash, a proxy could take the path for a part of the host.
       if (found === undefined || isRedirect || options.path?.startsWith('/') !== true) {
-        return dispatch(options, new Relay(chain, undefined, options, handler, undefined));
+        return dispatch(options, new Relay(chain, undefined, options, handler, undefined, false));
       }
       const [target, origin] = found;
 
@@ -75,7 +75,7 @@ function send(chain: Chain, target: NamedTarget, token: string, options: Options
   const headers = withHeader(options.headers, target.header, formatCredential(token, target.header));
   // Read by an inner redirect(); an outer one has taken it off already. Not among the types of DispatchOptions.
   const sent = { ...options, headers, maxRedirections: 0 };
-  return chain.dispatch(sent, new Relay(chain, target, sent, handler, mayAgain ? token : undefined));
+  return chain.dispatch(sent, new Relay(chain, target, sent, handler, token, mayAgain));
 }
 
 // What `request` and its like were given. Not among the types of DispatchOptions; undici takes an EventEmitter too, which ends no wait.
@@ -126,16 +126,25 @@ class Relay implements Handler {
   readonly #options: Options;
   readonly #handler: Handler;
   readonly #token: string | undefined;
+  readonly #mayAgain: boolean;
   #refusal: Refusal | undefined;
   #isRedirect = false;
 
-  /** `token` is the one that was sent, if the request can be sent once more with a newer one. */
-  constructor(chain: Chain, target: NamedTarget | undefined, options: Options, handler: Handler, token: string | undefined) {
+  /** `token` is the one that was sent; `mayAgain`: the request can be sent once more with a newer one. */
+  constructor(
+    chain: Chain,
+    target: NamedTarget | undefined,
+    options: Options,
+    handler: Handler,
+    token: string | undefined,
+    mayAgain: boolean,
+  ) {
     this.#chain = chain;
     this.#target = target;
     this.#options = options;
     this.#handler = handler;
     this.#token = token;
+    this.#mayAgain = mayAgain;
   }
 
   onRequestStart(controller: Controller, context: unknown): void {
@@ -155,18 +164,19 @@ class Relay implements Handler {
   }
 
   onRequestUpgrade(controller: Controller, statusCode: number, headers: ResponseHeaders, socket: Duplex): void {
+    this.#note(statusCode, headers);
     this.#handler.onRequestUpgrade?.(controller, statusCode, headers, socket);
   }
 
   onResponseStart(controller: Controller, statusCode: number, headers: ResponseHeaders, statusMessage?: string): void {
     this.#isRedirect = statusCode >= 300 && statusCode <= 399 && headers['location'] !== undefined;
     const [target, token] = [this.#target, this.#token];
-    if (target === undefined || token === undefined || !refusesToken(statusCode, headers['www-authenticate'])) {
-      this.#handler.onResponseStart?.(controller, statusCode, headers, statusMessage);
+    if (target === undefined || token === undefined || !this.#mayAgain || !refusesToken(statusCode, headers['www-authenticate'])) {
+      this.#start(controller, statusCode, headers, statusMessage);
       return;
     }
     controller.pause();
-    const start = (): void => this.#handler.onResponseStart?.(controller, statusCode, headers, statusMessage);
+    const start = (): void => this.#start(controller, statusCode, headers, statusMessage);
     this.#refusal = { held: [start], isOver: false, droppedBytes: undefined };
     void this.#decide(controller, this.#refusal, target, token);
   }
@@ -197,6 +207,16 @@ class Relay implements Handler {
     clearTimeout(this.#refusal?.deadline);
     if (this.#refusal !== undefined) this.#refusal.held = undefined;
     if (this.#refusal?.droppedBytes === undefined) this.#handler.onResponseError?.(controller, error);
+  }
+
+  #start(controller: Controller, statusCode: number, headers: ResponseHeaders, statusMessage: string | undefined): void {
+    this.#note(statusCode, headers);
+    this.#handler.onResponseStart?.(controller, statusCode, headers, statusMessage);
+  }
+
+  #note(status: number, headers: ResponseHeaders): void {
+    if (this.#token !== undefined)
+      this.#target?.answers.note(String(this.#options.origin), this.#token, status, headers['www-authenticate']);
   }
 
   #end(controller: Controller, trailers: ResponseHeaders): void {
