@@ -397,8 +397,7 @@ export function createModel({ verification, cacheTtlMs, refusalTtlMs, staleIfErr
   function keep(question: Question, one: Asked, verdict: 'accepted' | 'refused' | undefined, facts: Facts): void {
     const { requests, remembered } = question;
     const { endedMs } = one;
-    // An API server remembers a yes for each order of audiences, so that after a no to one order it may still say yes to the other.
-    const isForGood = question === one.question && one.route.audiences.length === 1;
+    const isForGood = question === one.question;
     const last = remembered.at(-1) ?? nothing;
     const { isHard, isSurelyCached, before, yesByMs, noByMs } = facts;
     const reviewedByMs = isHard || (isSurelyCached && verdict === 'accepted') ? Number.NEGATIVE_INFINITY : endedMs;

@@ -131,7 +131,7 @@ describe('instrument, its metrics', () => {
             outcome: 'refused',
             enforced: false,
             source: 'screening',
-            audience: 'secret-store,admin',
+            audience: 'admin,secret-store',
             code: 'caller_not_allowed',
             reason: 'not_in_allow',
           },

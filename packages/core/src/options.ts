@@ -126,7 +126,8 @@ function readAudiences(audience: unknown, inherited: Route | undefined): readonl
   if (audiences.length === 0 || !audiences.every(isName)) {
     throw new TypeError(`"audience" is one name or several, each without commas or white space, not ${JSON.stringify(audience)}`);
   }
-  return Object.freeze([...new Set(audiences)]);
+  // In one order: the API server remembers its answers by the audiences as they are listed, and guards that name the same ones share our memory.
+  return Object.freeze([...new Set(audiences)].toSorted());
 }
 
 export function readConnection(options: ConnectionOptions): Connection {
