@@ -216,7 +216,7 @@ function withGuard(match: Match, path: string, standard: Step, isExclusive: bool
   // As the route will have them: what runs first may be a layer of another pattern, and each adds to those before it.
   const paramsAt = (ctx: object, layer: Layer): Params => {
     const run = isExclusive ? [layer] : match.pathAndMethod.slice(0, match.pathAndMethod.indexOf(layer) + 1);
-    return run.reduce<Params>((before, one) => one.params(path, one.captures(path), { ...before }), paramsOf(ctx));
+    return run.reduce<Params>((before, one) => one.params(path, one.captures(path), before), { ...paramsOf(ctx) });
   };
   const once =
     (layer: Layer | undefined): Middleware<CallerState> =>
