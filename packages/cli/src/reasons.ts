@@ -2,11 +2,10 @@
 
 const advice: Readonly<Record<string, string>> = {
   no_token:
-    'The caller sends no token. Call through createServiceClient with a target for this origin, and the header that this guard reads',
+    'No token came. Call through createServiceClient with a target for this origin; if the caller does, a proxy on the way takes the header off',
   token_in_other_header:
     'The caller sends its token in the header that this guard does not read. Give its target and the guard the same "header"',
-  other_scheme:
-    'The Authorization header holds something else than "Bearer <token>". Let the client write it, with header: "authorization"',
+  other_scheme: 'The Authorization header holds something else than a Bearer token. Let the client write it, with header: "authorization"',
   header_repeated: 'The header arrives more than once. Look for a proxy, or for code of the caller, that adds it to what the client wrote',
   not_a_jwt: 'What is sent is no ServiceAccount token, or has something before or after it. Send what is in the token file, trimmed',
   algorithm: "No API server signs so. The token is somebody else's: look at where the caller gets it",
@@ -52,15 +51,17 @@ const advice: Readonly<Record<string, string>> = {
   too_many_requests: 'The API server limits requests. Look at its priority levels, or raise cacheTtlMs',
   api_server_error: 'The API server fails by itself. Look at its log, and at its webhooks',
   unexpected_status: 'What answers may be no API server. Look at what stands at its address',
-  breaker_open: 'The guard has stopped asking after five failures in a row, and tries again by itself. Look at the API server',
+  breaker_open:
+    'The guard has stopped asking after five failures in a row, and tries again by itself. What failed stands in the detail and in the log; k8s-sa-auth doctor tells more',
   no_signing_keys:
     'The signing keys cannot be read, and verification: "signature" needs them. k8s-sa-auth doctor --verification signature tells more',
   issuer_unknown:
     'The API server does not say its issuer at /.well-known/openid-configuration. Bind system:service-account-issuer-discovery',
   unknown_keys:
-    'It names a key that the guard does not know, and the guard may not ask about more of these yet. If it lasts, somebody sends made-up tokens',
+    'It names a key that the guard does not know, and the guard may not ask about more of these yet. If it lasts, somebody sends made-up tokens; or the key set cannot be read after a rotation',
   queue_full: 'More callers wait than the guard lets. The API server is too slow for them: look at its load',
-  queue_of_caller_full: 'This one ServiceAccount has too many requests waiting. Look at what it does',
+  queue_of_caller_full:
+    'This one ServiceAccount has 100 requests waiting for reviews, or 500 with tokens that were accepted lately. Look at what it does: a new token each time?',
   queue_timeout: 'There was no turn within 5 s. The API server is too slow for so many callers: look at its load',
   closed: 'The guard was closed. The process is ending',
   observe_timeout: 'No decision within 250 ms, so the observing guard went on. Look at the load of the API server',
