@@ -23,7 +23,7 @@ const client = k8sSaAuthClient({
 
 const app = express();
 
-// For the kubelet. It is ready once there is a live token for each target.
+// For the kubelet. It is ready once there is a live token for each target. Why it is not is told by the log alone: anyone may ask here.
 app.get('/healthz', (_req, res) => void res.send('ok'));
 app.get('/readyz', async (_req, res) => {
   const status = await client.ready().then(

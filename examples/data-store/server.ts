@@ -16,7 +16,8 @@ const client = k8sSaAuthClient({
   targets: [{ origin: SECRET_STORE_CONNSTRING, tokenFile: '/var/run/secrets/tokens/secret-token' }],
 });
 
-// Public, for the kubelet. It is ready once it may review tokens and has one of its own.
+// Public, for the kubelet. It is ready once it may review tokens and has one of its own. Why it is not is told by the log alone: anyone may
+// ask here.
 const probes = new Router();
 probes.get('/healthz', (ctx) => {
   ctx.body = 'ok';

@@ -27,7 +27,8 @@ app.get('/admin', { config: { k8sSaAuth: { audience: 'secret-store-admin', allow
   return `Hello ${callerOf(request).serviceAccount}. This is the admin route`;
 });
 
-// Public, for the kubelet. It is ready once the cluster has said that we may review tokens, and stays so through an outage.
+// Public, for the kubelet. It is ready once the cluster has said that we may review tokens, and stays so through an outage. Why it is not is
+// told by the log alone: anyone may ask here.
 app.get('/healthz', { config: { k8sSaAuth: false } }, () => 'ok');
 app.get('/readyz', { config: { k8sSaAuth: false } }, async (_request, reply) => {
   const status = await app.k8sSaAuth.ready().then(
