@@ -447,7 +447,7 @@ function createClient(port: number, header: TokenHeader, model: Model, observer:
     const isTold = told.decisions.every(
       (one) =>
         one.enforced === !isObserved &&
-        one.audiences.join() === route.audiences.join() &&
+        one.audiences.join() === route.audiences.toSorted().join() &&
         one.route === route.path &&
         (one.caller === undefined || (isReal(token) && one.caller === caller)),
     );
