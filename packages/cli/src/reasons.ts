@@ -28,7 +28,7 @@ const advice: Readonly<Record<string, string>> = {
     'It was made without a pod, as kubectl create token does. Send a projected token, or set requirePod: false if such callers are meant',
   not_in_allow: 'Its owner is not in allow. Add the ServiceAccount there if it may call',
   not_authorized:
-    'No role grants it what authorize asks for. Bind one to the ServiceAccount if it may; the detail has the words of the cluster',
+    'No role grants it what authorize asks for. Bind one to the ServiceAccount if it may; the detail has the words of the cluster, where it gave any',
   nothing_to_authorize: 'A function in authorize gave no text for this request. Look at the route and at what was asked for',
   connection_failed: "The API server cannot be reached. k8s-sa-auth doctor, in the callee's pod, tells more; is there a NetworkPolicy?",
   connection_reset: 'The API server, or something before it, ended the connection. Try again; if it stays so, look at what stands between',
