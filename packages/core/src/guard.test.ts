@@ -560,12 +560,15 @@ describe('guard.check', () => {
     assert.deepEqual(times(), [1, 2]);
   });
 
-  it('throws where the audience is the API server’s own', async () => {
+  it('throws where the audience is the API server’s own, in words for the operator that no caller is answered with', async () => {
     const audience = 'https://kubernetes.default.svc.cluster.local';
-    await assert.rejects(guardWith({ audience }).check(carrying(await apiToken(audience))), {
-      name: 'TypeError',
-      message: /is the API server's own/,
-    });
+    for (const verification of ['review', 'signature'] as const) {
+      await assert.rejects(guardWith({ audience, verification }).check(carrying(await apiToken(audience))), (error: Error) => {
+        assert.equal(error.message, "The guard's options are wrong");
+        assert.match(String(error.cause), /^TypeError: .* is the API server's own/);
+        return true;
+      });
+    }
   });
 
   it('answers 503 after close to what would need a review', async () => {

@@ -201,9 +201,10 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
       const { claims, spender } = screened;
       const claimant = spender && formatAccount(claims.identity);
       const review = async (leftMs: number): Promise<Verdict> => {
-        const verdict = await (isBySignature
+        const asked = isBySignature
           ? verify(token, claims, route.audiences)
-          : reviewToken(apiServer, token, claims, route.audiences, leftMs));
+          : reviewToken(apiServer, token, claims, route.audiences, leftMs);
+        const verdict = await asked.catch(hideMistake);
         return verdict.outcome === 'refused' && claimant !== undefined ? { ...verdict, claimant } : verdict;
       };
       const verdict = await verdicts.ask(key, spender, review, deadlineMs);
@@ -399,6 +400,11 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
   }
 
   return guardRoute(firstRoute);
+}
+
+// A mistake in our options is a 500, and frameworks answer with an error's message: its words are for the operator.
+function hideMistake(cause: unknown): never {
+  throw new Error("The guard's options are wrong", { cause });
 }
 
 // What a predicate threw may refuse to be printed.

@@ -197,7 +197,7 @@ describe('what surprises of an API server', () => {
     assert.equal(reason(), 'review_for_other_audiences');
     await both.close();
     const mixed = guardWith({ audience: ['secret-store', 'https://kubernetes.default.svc.cluster.local'] });
-    await assert.rejects(check(await mint(), mixed), { name: 'TypeError' });
+    await assert.rejects(check(await mint(), mixed), { message: "The guard's options are wrong" });
     await mixed.close();
   });
 
