@@ -98,7 +98,7 @@ export async function foresee(
   if ('code' in claims) return refuse(claims.code, claims.reason, claims.detail);
   if (verification === 'signature') {
     const verdict = await createVerification(agreeing(claims), trustingKeys)(token, claims, route.audiences);
-    if (verdict.outcome === 'refused') return refuse('invalid_token', verdict.reason);
+    if (verdict.outcome === 'refused') return refuse('invalid_token', verdict.reason, verdict.detail);
   }
   const pod = asObject(asObject(parseJwt(token)?.payload['kubernetes.io'])?.['pod']);
   if (route.requirePod && (!pod?.['name'] || !pod['uid'])) return refuse('invalid_token', 'not_bound_to_a_pod');

@@ -143,6 +143,9 @@ describe("verification: 'signature'", () => {
     const startsAtMs = Number(parseJwt(token)?.payload['nbf']) * 1000;
     mock.timers.enable({ apis: ['Date'], now: startsAtMs - 61_000 });
     assert.equal(await reasonFor(guardWith(), token), 'not_valid_yet');
+    const { claimant, detail, caller } = decisions.at(-1) ?? {};
+    assert.deepEqual([claimant, caller], ['api/api', undefined]);
+    assert.match(detail ?? '', /^It is valid in \d+ s by the clock here$/);
     mock.timers.setTime(startsAtMs - 59_000);
     assert.ok(await guardWith().check(carrying(token)));
   });
@@ -159,7 +162,7 @@ describe("verification: 'signature'", () => {
     const token = await tokenOf();
     const screened = screen(token, ['secret-store']);
     const claims = 'code' in screened ? assert.fail(screened.reason) : screened;
-    assert.deepEqual(await verify(token, claims, ['secret-store']), { outcome: 'refused', reason: 'other_issuer' });
+    assert.deepEqual(await verify(token, claims, ['secret-store']), { outcome: 'refused', reason: 'other_issuer', claimant: 'api/api' });
     assert.equal((await verify(token, { ...claims, issuer: ours.issuer }, ['secret-store'])).outcome, 'accepted');
   });
 

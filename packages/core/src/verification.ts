@@ -1,7 +1,7 @@
 // How a token is accepted by the cluster's keys alone, without asking about it: `verification: 'signature'`.
 
 import { type ApiServerConnection, ApiServerError } from './api-server.ts';
-import { createCaller, groupsOf } from './caller.ts';
+import { createCaller, formatAccount, groupsOf } from './caller.ts';
 import { printable } from './logger.ts';
 import { asObject, parseJwt, parseObject, type ScreenedClaims } from './screening.ts';
 import type { SigningKeys } from './signing-keys.ts';
@@ -46,16 +46,26 @@ export function createVerification(
 
     const payload = parseJwt(token)?.payload ?? {};
     const nowMs = Date.now();
-    const notBeforeMs = typeof payload['nbf'] === 'number' ? payload['nbf'] * 1000 : undefined;
-    if (claims.issuer !== ours) return { outcome: 'refused', reason: 'other_issuer' };
-    if (claims.expiresAtMs + leewayMs < nowMs) return { outcome: 'refused', reason: 'expired' };
-    if (notBeforeMs === undefined || notBeforeMs - leewayMs > nowMs) return { outcome: 'refused', reason: 'not_valid_yet' };
-    if (claims.issuedAtMs === undefined || claims.issuedAtMs - leewayMs > nowMs) return { outcome: 'refused', reason: 'not_valid_yet' };
-    if (claims.expiresAtMs - claims.issuedAtMs > longestLifeMs) return { outcome: 'refused', reason: 'long_lived' };
+    const { nbf } = payload;
+    // A key of the cluster signed it, so it is certain whose it is.
+    const refuse = (reason: string, detail?: string): Verdict => ({
+      outcome: 'refused',
+      reason,
+      claimant: formatAccount(claims.identity),
+      ...(detail && { detail }),
+    });
+    const { issuedAtMs } = claims;
+    if (claims.issuer !== ours) return refuse('other_issuer');
+    if (claims.expiresAtMs + leewayMs < nowMs) return refuse('expired');
+    if (typeof nbf !== 'number' || issuedAtMs === undefined) return refuse('not_valid_yet', 'It does not say from when it is valid');
+    const beginsMs = Math.max(nbf * 1000, issuedAtMs);
+    if (beginsMs - leewayMs > nowMs)
+      return refuse('not_valid_yet', `It is valid in ${Math.ceil((beginsMs - nowMs) / 1000)} s by the clock here`);
+    if (claims.expiresAtMs - issuedAtMs > longestLifeMs) return refuse('long_lived');
 
     const { serviceaccount, pod, node } = asObject(payload['kubernetes.io']) ?? {};
     const uid = asObject(serviceaccount)?.['uid'];
-    if (typeof uid !== 'string') return { outcome: 'refused', reason: 'not_a_service_account' };
+    if (typeof uid !== 'string') return refuse('not_a_service_account');
     const groups = groupsOf(claims.identity.namespace);
     const extra = { ...extrasOf('credential-id', payload['jti'], 'JTI='), ...namedExtras('node', node), ...namedExtras('pod', pod) };
     const matched = audiences.filter((audience) => claims.audiences.includes(audience));
