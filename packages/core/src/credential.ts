@@ -238,10 +238,8 @@ export function responseHeadersFor(header: TokenHeader): Readonly<Record<string,
 export function mergeHeader(name: string, before: number | string | readonly string[] | undefined, value: string): string {
   if (before === undefined || (name !== 'vary' && value !== 'private')) return value;
   const text = [before].flat().join(', ');
-  const members = text
-    .replaceAll(/"[^"]*"/g, '""')
-    .toLowerCase()
-    .split(/ *, */);
+  const unquoted = text.replaceAll(/"[^"]*"/g, '""').toLowerCase();
+  const members = unquoted.split(',').map((member) => member.trim());
   const isDone = (...ones: readonly string[]): boolean => ones.some((one) => members.includes(one));
   if (name !== 'vary') return isDone('no-store', 'private') ? text : value;
   return isDone('*', value.toLowerCase()) ? text : `${text}, ${value}`;
