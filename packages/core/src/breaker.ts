@@ -1,6 +1,6 @@
 // When to stop asking the cluster, and when to ask again.
 
-import type { Log } from './logger.ts';
+import { type Log, printable } from './logger.ts';
 
 /** Why the API server did not answer: fixed text, and more about it. */
 export interface Trouble {
@@ -60,7 +60,7 @@ export function createBreaker(askOurOwn: () => Promise<Trouble | undefined>, log
 
   return {
     isOpen,
-    cause: () => trouble && `${trouble.reason}: ${trouble.detail}`,
+    cause: () => trouble && printable(`${trouble.reason}: ${trouble.detail}`),
     state: () => (state === 'ended' ? 'shut' : state),
     report(outcome) {
       failures = outcome === 'answered' ? 0 : failures + 1;

@@ -72,7 +72,7 @@ export function createReporter(log: Log | undefined): Reporter {
     report(ruling, { enforced, audiences, request, startedMs }) {
       const isLogged = lines !== undefined && ruling.outcome !== 'allowed';
       const durationMs = startedMs === undefined ? 0 : performance.now() - startedMs;
-      const about = { enforced, audiences, request: { ...request, method: shortened(request.method) }, durationMs };
+      const about = { enforced, audiences, request: { ...request, method: plainMethod(request.method) }, durationMs };
       const decision: Decision =
         ruling.outcome === 'unavailable' ? { ...ruling, code: 'review_unavailable', ...about } : { ...ruling, ...about };
       if (decisions.hasSubscribers) decisions.publish(decision);
@@ -83,7 +83,7 @@ export function createReporter(log: Log | undefined): Reporter {
 }
 
 // Over HTTP/2 a method is whatever the caller writes.
-const shortened = (method: string): string => (/^[A-Za-z-]{1,20}$/.test(method) ? method : '(other)');
+const plainMethod = (method: string): string => (/^[A-Za-z-]{1,20}$/.test(method) ? method : '(other)');
 
 const windowMs = 10_000;
 // So many callers, named by a review or by a signature of the cluster, have lines of their own; all others share one for each kind of refusal.

@@ -571,6 +571,28 @@ describe('guard.check', () => {
     }
   });
 
+  it('says in each 503 why it has stopped asking, in one line', async () => {
+    const warned: string[] = [];
+    const open = Promise.withResolvers<void>();
+    const warn = (details: object, message: string): void => {
+      if (!('kind' in details) || details.kind !== 'breaker_open') return;
+      warned.push(message);
+      open.resolve();
+    };
+    const guard = guardWith({ logger: { ...quiet, warn } });
+    await guard.ready();
+    const tokens = await Promise.all(
+      Array.from({ length: 6 }, (_item, index) => authority.token('api/api', { audience: 'secret-store', pod: `shut-out-${index}` })),
+    );
+    authority.fail('unauthorized');
+    for (const token of tokens.slice(1)) await assert.rejects(guard.check(carrying(token)), { status: 503 });
+    await open.promise;
+    await assert.rejects(guard.check(carrying(tokens[0] ?? '')), { status: 503 });
+    const why = 'The API server does not say whether tokenreviews may be created (401 Unauthorized)';
+    assert.partialDeepStrictEqual(last(), { reason: 'breaker_open', detail: `own_credentials_refused: ${why}` });
+    assert.deepEqual(warned, [`No token is reviewed until the API server answers our own question (own_credentials_refused): ${why}`]);
+  });
+
   it('answers 503 after close to what would need a review', async () => {
     const guard = guardWith({ cacheTtlMs: 0 });
     const token = await apiToken();

@@ -151,8 +151,8 @@ function createFamily(options: ConnectionOptions, firstRoute: Route): Guard {
     mayCreate(apiServer, 'TokenReviews', trialMs).then(
       () => undefined,
       (error: unknown) => {
-        const reason = error instanceof ApiServerError ? error.reason : 'guard_failed';
-        return reason === 'too_many_requests' ? undefined : { reason, detail: describeError(error) };
+        const { reason, message } = error instanceof ApiServerError ? error : { reason: 'guard_failed', message: describeError(error) };
+        return reason === 'too_many_requests' ? undefined : { reason, detail: printable(message) };
       },
     );
   const breaker = createBreaker(askOurOwn, log);
