@@ -239,8 +239,8 @@ export function mergeHeader(name: string, before: number | string | readonly str
   if (before === undefined || (name !== 'vary' && value !== 'private')) return value;
   const text = [before].flat().join(', ');
   const unquoted = text.replaceAll(/"[^"]*"/g, '""').toLowerCase();
-  const members = unquoted.split(',').map((member) => member.trim());
-  const isDone = (...ones: readonly string[]): boolean => ones.some((one) => members.includes(one));
+  const members = new Set(unquoted.split(',').map((member) => member.trim()));
+  const isDone = (...ones: readonly string[]): boolean => ones.some((one) => members.has(one));
   if (name !== 'vary') return isDone('no-store', 'private') ? text : value;
   return isDone('*', value.toLowerCase()) ? text : `${text}, ${value}`;
 }
